@@ -1,0 +1,158 @@
+/**
+ * Batches: token sequences packed into one run of rows, without padding, each list's common prefix once. Cut by a
+ * budget of rows, never by a count of sequences.
+ */
+import { commonPrefixLength } from "../weights/prompt.ts";
+import { MIN_SEQUENCE_ROWS } from "./plan.ts";
+
+/** Sequences that may share their beginning: a list's prompt and candidates. */
+export interface SequenceGroup {
+  /** (T) token ids each; none is empty. */
+  readonly sequences: readonly Int32Array[];
+}
+
+/** Where a sequence lies in a batch: its token t is row `prefixStart + t` below `prefixLength`, else `ownStart + t - prefixLength`. */
+export interface PackedSequence {
+  /** Index of the group in the input, and of the sequence in its group. */
+  readonly group: number;
+  readonly index: number;
+  readonly prefixStart: number;
+  readonly prefixLength: number;
+  readonly ownStart: number;
+  /** T of the sequence, prefix included. */
+  readonly length: number;
+}
+
+export interface Batch {
+  /** (T) token ids of the packed rows. */
+  readonly ids: Int32Array;
+  /** (T, 4): first row of the prefix, its length, first own row, position. See the attention kernel. */
+  readonly spans: Uint32Array;
+  readonly sequences: readonly PackedSequence[];
+}
+
+/** The row of a sequence's token t. */
+export function rowOf(sequence: PackedSequence, t: number): number {
+  return t < sequence.prefixLength ? sequence.prefixStart + t : sequence.ownStart + t - sequence.prefixLength;
+}
+
+/** Some sequences of one group, with the prefix that they share. */
+interface Chunk {
+  readonly group: number;
+  readonly indices: readonly number[];
+  readonly sequences: readonly Int32Array[];
+  readonly prefixLength: number;
+  readonly rows: number;
+  /** What it takes of the budget. */
+  readonly cost: number;
+}
+
+function sharedPrefix(sequences: readonly Int32Array[]): number {
+  let length = sequences[0].length;
+  for (const sequence of sequences.slice(1)) length = Math.min(length, commonPrefixLength(sequences[0], sequence));
+  return length;
+}
+
+function chunkOf(
+  group: number,
+  members: readonly (readonly [index: number, ids: Int32Array])[],
+  share: boolean,
+): Chunk {
+  const sequences = members.map(([, ids]) => ids);
+  const prefixLength = share && sequences.length > 1 ? sharedPrefix(sequences) : 0;
+  const own = sequences.map((ids) => ids.length - prefixLength);
+  const rows = own.reduce((sum, length) => sum + length, prefixLength);
+  const cost = own.reduce((sum, length) => sum + Math.max(length, MIN_SEQUENCE_ROWS), prefixLength);
+  return { group, indices: members.map(([index]) => index), sequences, prefixLength, rows, cost };
+}
+
+/**
+ * Cuts a group into chunks that cost at most `budget` rows; each repeats what its members share. A sequence that costs
+ * more is a chunk of its own: the caller decides whether that runs.
+ */
+function chunksOf(group: number, { sequences }: SequenceGroup, budget: number, share: boolean): Chunk[] {
+  const all = sequences.map((ids, index) => [index, ids] as const);
+  const whole = chunkOf(group, all, share);
+  if (whole.cost <= budget || all.length === 1) return [whole];
+  const chunks: Chunk[] = [];
+  for (let first = 0; first < all.length; ) {
+    // The cost grows with the members: search the longest run that fits.
+    let [fits, fails] = [first + 1, all.length + 1];
+    while (fails - fits > 1) {
+      const middle = (fits + fails) >> 1;
+      if (chunkOf(group, all.slice(first, middle), share).cost <= budget) fits = middle;
+      else fails = middle;
+    }
+    chunks.push(chunkOf(group, all.slice(first, fits), share));
+    first = fits;
+  }
+  return chunks;
+}
+
+function pack(chunks: readonly Chunk[]): Batch {
+  const total = chunks.reduce((sum, { rows }) => sum + rows, 0);
+  const ids = new Int32Array(total);
+  const spans = new Uint32Array(total * 4);
+  const sequences: PackedSequence[] = [];
+  let row = 0;
+  const place = (tokens: Int32Array, prefixStart: number, prefixLength: number, ownStart: number, position: number) => {
+    ids.set(tokens, row);
+    for (let t = 0; t < tokens.length; t++)
+      spans.set([prefixStart, prefixLength, ownStart, position + t], (row + t) * 4);
+    row += tokens.length;
+  };
+  for (const chunk of chunks) {
+    const prefixStart = row;
+    const { prefixLength } = chunk;
+    place(chunk.sequences[0].subarray(0, prefixLength), prefixStart, prefixLength, prefixStart + prefixLength, 0);
+    for (const [i, sequence] of chunk.sequences.entries()) {
+      const ownStart = row;
+      place(sequence.subarray(prefixLength), prefixStart, prefixLength, ownStart, prefixLength);
+      sequences.push({
+        group: chunk.group,
+        index: chunk.indices[i],
+        prefixStart,
+        prefixLength,
+        ownStart,
+        length: sequence.length,
+      });
+    }
+  }
+  return { ids, spans, sequences };
+}
+
+export interface PackOptions {
+  /** Rows a batch may hold. A longer sequence comes in a batch of its own. */
+  readonly budget: number;
+  /** Compute a group's common prefix once; default true. The states are the same either way. */
+  readonly sharePrefix?: boolean;
+}
+
+/** Packs groups into batches, in order. */
+export function packBatches(groups: readonly SequenceGroup[], { budget, sharePrefix = true }: PackOptions): Batch[] {
+  const batches: Batch[] = [];
+  let open: Chunk[] = [];
+  let cost = 0;
+  for (const [index, group] of groups.entries()) {
+    for (const chunk of chunksOf(index, group, budget, sharePrefix)) {
+      if (open.length > 0 && cost + chunk.cost > budget) {
+        batches.push(pack(open));
+        open = [];
+        cost = 0;
+      }
+      open.push(chunk);
+      cost += chunk.cost;
+    }
+  }
+  if (open.length > 0) batches.push(pack(open));
+  return batches;
+}
+
+/** Budget that a group takes alone. */
+export function groupCost(group: SequenceGroup, sharePrefix = true): number {
+  return chunkOf(
+    0,
+    group.sequences.map((ids, index) => [index, ids] as const),
+    sharePrefix,
+  ).cost;
+}

@@ -1,0 +1,245 @@
+/**
+ * The GPU device: the one place that asks for limits and features, counts live bytes, and latches what goes wrong in
+ * the background (validation errors, out-of-memory, device loss) into an error of the next call.
+ */
+import { StratumError } from "../errors.ts";
+import { type AdapterChoice, type AdapterTrial, adapterName, openAdapter } from "./adapter.ts";
+
+/** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
+const LIMITS = [
+  "maxBufferSize",
+  "maxStorageBufferBindingSize",
+  "maxStorageBuffersPerShaderStage",
+  "maxComputeWorkgroupStorageSize",
+  "maxComputeInvocationsPerWorkgroup",
+  "maxComputeWorkgroupSizeX",
+  "maxComputeWorkgroupsPerDimension",
+  "maxTextureDimension2D",
+] as const;
+
+export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
+
+const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
+export type DeviceFeature = (typeof FEATURES)[number];
+
+export interface DeviceInfo {
+  /** The adapter's own name, e.g. `SwiftShader driver 5.0.0`. */
+  readonly name: string;
+  readonly vendor: string;
+  readonly architecture: string;
+  readonly source: "system" | "embedded";
+  /** True for a software adapter. */
+  readonly software: boolean;
+  readonly trials: readonly AdapterTrial[];
+  readonly features: readonly DeviceFeature[];
+  readonly limits: DeviceLimits;
+  /** Lanes a subgroup, 0 where the adapter has no subgroups or does not fix their size. */
+  readonly subgroupSize: number;
+}
+
+/** A buffer that its device counts. */
+export interface DeviceBuffer {
+  readonly label: string;
+  /** Bytes, a multiple of 4. */
+  readonly size: number;
+  readonly gpu: GPUBuffer;
+  destroy(): void;
+}
+
+export type BufferUse = "storage" | "uniform" | "readback";
+
+const STORAGE = 0x80 | 0x04 | 0x08; // STORAGE | COPY_SRC | COPY_DST
+const UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
+const READBACK = 0x01 | 0x08; // MAP_READ | COPY_DST
+const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: UNIFORM, readback: READBACK };
+
+/** Owns a GPU device and every buffer made from it. */
+export class Device {
+  readonly gpu: GPUDevice;
+  readonly info: DeviceInfo;
+  readonly #instance: GPU;
+  readonly #buffers = new Set<DeviceBuffer>();
+  #failure: StratumError | undefined;
+  #disposed = false;
+
+  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo) {
+    this.gpu = gpu;
+    this.#instance = instance;
+    this.info = info;
+    gpu.addEventListener("uncapturederror", (event) =>
+      this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error)),
+    );
+    gpu.lost.then((lost) => {
+      if (this.#disposed) return;
+      this.#latch(
+        new StratumError(
+          "device/lost",
+          `the GPU device was lost (${lost.reason || "unknown"}): ${lost.message}`,
+          "run the command again; if it recurs, lower --batch-tokens, or use --adapter embedded",
+        ),
+      );
+    });
+  }
+
+  #latch(failure: StratumError): void {
+    this.#failure ??= failure;
+  }
+
+  /** Throws what went wrong since the last call, if anything did. The failure stays: a broken device gives no more results. */
+  check(): void {
+    if (this.#disposed) throw new StratumError("device/disposed", "the device was disposed", "create a new engine");
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Bytes of all live buffers. */
+  get liveBytes(): number {
+    let sum = 0;
+    for (const buffer of this.#buffers) sum += buffer.size;
+    return sum;
+  }
+
+  /** The live buffers, in the order of their making. */
+  get liveBuffers(): readonly DeviceBuffer[] {
+    return [...this.#buffers];
+  }
+
+  /**
+   * Makes a buffer of `size` bytes (rounded up to 4, at least 4).
+   * @throws {StratumError} `memory/buffer-limit` beyond the adapter's limit
+   */
+  createBuffer(label: string, size: number, use: BufferUse): DeviceBuffer {
+    this.check();
+    const bytes = bufferBytes(size);
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.info.limits;
+    const limit = use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
+    if (bytes > limit) {
+      throw new StratumError(
+        "memory/buffer-limit",
+        `buffer '${label}' needs ${bytes} bytes; the adapter ${this.info.name} binds at most ${limit}`,
+        "lower --batch-tokens, or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
+      );
+    }
+    const gpu = this.gpu.createBuffer({ label, size: bytes, usage: USAGE[use] });
+    const buffer: DeviceBuffer = {
+      label,
+      size: bytes,
+      gpu,
+      destroy: () => {
+        if (this.#buffers.delete(buffer)) gpu.destroy();
+      },
+    };
+    this.#buffers.add(buffer);
+    return buffer;
+  }
+
+  /** Writes bytes at an offset (both multiples of 4). */
+  write(buffer: DeviceBuffer, data: ArrayBufferView<ArrayBuffer>, offset = 0): void {
+    this.check();
+    this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength);
+  }
+
+  submit(encoder: GPUCommandEncoder): void {
+    this.check();
+    this.gpu.queue.submit([encoder.finish()]);
+  }
+
+  /** Waits until everything submitted is done. */
+  async idle(): Promise<void> {
+    await this.gpu.queue.onSubmittedWorkDone();
+    this.check();
+  }
+
+  /**
+   * Copies the first `size` bytes of a storage buffer to the host through `staging` (a `readback` buffer of at least that size).
+   * @throws {StratumError} what the device latched meanwhile
+   */
+  async read(source: DeviceBuffer, size: number, staging: DeviceBuffer): Promise<ArrayBuffer> {
+    this.check();
+    if (size === 0) return new ArrayBuffer(0);
+    const encoder = this.gpu.createCommandEncoder();
+    encoder.copyBufferToBuffer(source.gpu, 0, staging.gpu, 0, size);
+    this.submit(encoder);
+    try {
+      await staging.gpu.mapAsync(0x01, 0, size);
+    } catch (cause) {
+      await this.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
+      this.check();
+      throw new StratumError(
+        "device/read-failed",
+        `reading '${source.label}' back failed`,
+        "run the command again; see `stratum doctor`",
+        cause,
+      );
+    }
+    // A copy: a mapped range dies with unmap(). Errors of the work that fed the copy have arrived by now.
+    const copy = staging.gpu.getMappedRange(0, size).slice(0);
+    staging.gpu.unmap();
+    this.check();
+    return copy;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    for (const buffer of this.#buffers) buffer.gpu.destroy();
+    this.#buffers.clear();
+    this.gpu.destroy();
+    void this.#instance;
+  }
+}
+
+/** The size that a buffer of `size` bytes takes. */
+export function bufferBytes(size: number): number {
+  return Math.max(4, Math.ceil(size / 4) * 4);
+}
+
+function fromGpuError(error: GPUError): StratumError {
+  const first = error.message.split("\n")[0] ?? "";
+  if (error.constructor.name === "GPUOutOfMemoryError") {
+    return new StratumError(
+      "memory/out-of-memory",
+      `the GPU is out of memory: ${first}`,
+      "lower --batch-tokens, or choose a smaller --layer or model",
+    );
+  }
+  return new StratumError(
+    "device/validation",
+    `the GPU refused a command: ${first}`,
+    "this is a defect of Stratum: please report it with the output of `stratum doctor --json`",
+  );
+}
+
+/**
+ * Opens the device of the adapter that `choice` names.
+ * @throws {StratumError} `adapter/none`, `device/request-failed`
+ */
+export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device> {
+  const { adapter, instance, source, trials } = await openAdapter(choice);
+  const features = FEATURES.filter((feature) => adapter.features.has(feature));
+  const limits = Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]])) as DeviceLimits;
+  const { info } = adapter;
+  // Kernels that broadcast within a subgroup are written for one size; an adapter that may choose another gets the others.
+  const fixed = features.includes("subgroups") && info.subgroupMinSize === info.subgroupMaxSize;
+  let gpu: GPUDevice;
+  try {
+    gpu = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
+  } catch (cause) {
+    throw new StratumError(
+      "device/request-failed",
+      `${adapterName(info)} gave no device`,
+      "see `stratum doctor`; try --adapter embedded",
+      cause,
+    );
+  }
+  return new Device(gpu, instance, {
+    name: adapterName(info),
+    vendor: info.vendor,
+    architecture: info.architecture,
+    source,
+    software: source === "embedded" || info.isFallbackAdapter,
+    trials,
+    features,
+    limits,
+    subgroupSize: fixed ? (info.subgroupMinSize ?? 0) : 0,
+  });
+}

@@ -1,0 +1,51 @@
+/** A model directory, opened: headers and config, no tensor read, no GPU. */
+import { type ChatTemplate, loadChatTemplate } from "../weights/chat-template.ts";
+import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
+import { readModelConfig } from "../weights/config.ts";
+import { checkVocabulary, loadTokenizer, type Tokenizer } from "../weights/tokenizer.ts";
+import { type ModelSpec, modelSpec } from "./family.ts";
+
+export interface ModelFiles extends AsyncDisposable {
+  readonly directory: string;
+  readonly checkpoint: Checkpoint;
+  readonly spec: ModelSpec;
+  /** Loaded on first use. @throws {StratumError} `tokenizer/...` */
+  tokenizer(): Promise<Tokenizer>;
+  /** Loaded on first use; null where the model has none. @throws {StratumError} `template/...` */
+  template(): Promise<ChatTemplate | null>;
+}
+
+/**
+ * Opens a Hugging Face model directory.
+ * @throws {StratumError} `model/...`, `config/...`, `safetensors/...`
+ */
+export async function openModelFiles(directory: string): Promise<ModelFiles> {
+  // The configuration first: an unsupported family is refused by name before anything else is read.
+  const config = await readModelConfig(directory);
+  const checkpoint = await openCheckpoint(directory);
+  try {
+    const spec = modelSpec(config, checkpoint);
+    let tokenizer: Promise<Tokenizer> | undefined;
+    let template: Promise<ChatTemplate | null> | undefined;
+    return {
+      directory,
+      checkpoint,
+      spec,
+      tokenizer() {
+        tokenizer ??= loadTokenizer(directory).then((loaded) => {
+          checkVocabulary(loaded, config.vocab);
+          return loaded;
+        });
+        return tokenizer;
+      },
+      template() {
+        template ??= loadChatTemplate(directory);
+        return template;
+      },
+      [Symbol.asyncDispose]: () => checkpoint.close(),
+    };
+  } catch (cause) {
+    await checkpoint.close();
+    throw cause;
+  }
+}

@@ -1,0 +1,123 @@
+/** Compiled kernels: one pipeline a kernel key, made asynchronously, in parallel, and only once. */
+import { StratumError } from "../errors.ts";
+import type { Kernel } from "../kernels/kernel.ts";
+import type { Device, DeviceBuffer } from "./device.ts";
+
+export interface Pipeline {
+  readonly kernel: Kernel;
+  readonly gpu: GPUComputePipeline;
+  readonly layout: GPUBindGroupLayout;
+}
+
+const COMPUTE = 0x4; // GPUShaderStage.COMPUTE
+const BUFFER_TYPE = { read: "read-only-storage", read_write: "storage", uniform: "uniform" } as const;
+
+/** The compiled kernels of a device. */
+export class Pipelines {
+  readonly #device: Device;
+  readonly #made = new Map<string, Promise<Pipeline>>();
+
+  constructor(device: Device) {
+    this.#device = device;
+  }
+
+  /**
+   * The pipeline of a kernel, compiled on first use.
+   * @throws {StratumError} `kernel/compile` with the offending line
+   */
+  get(kernel: Kernel): Promise<Pipeline> {
+    const made = this.#made.get(kernel.key);
+    if (made) return made;
+    const making = compile(this.#device, kernel);
+    this.#made.set(kernel.key, making);
+    return making;
+  }
+
+  /** Number of pipelines made so far. */
+  get size(): number {
+    return this.#made.size;
+  }
+}
+
+async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
+  device.check();
+  const module = device.gpu.createShaderModule({ label: kernel.name, code: kernel.wgsl });
+  // Stated, not derived from the text: a kernel may leave a binding of its description unused.
+  const layout = device.gpu.createBindGroupLayout({
+    entries: kernel.bindings.map(({ access }, binding) => ({
+      binding,
+      visibility: COMPUTE,
+      buffer: { type: BUFFER_TYPE[access] },
+    })),
+  });
+  try {
+    const gpu = await device.gpu.createComputePipelineAsync({
+      label: kernel.key,
+      layout: device.gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: "main" },
+    });
+    return { kernel, gpu, layout };
+  } catch (cause) {
+    const { messages } = await module.getCompilationInfo();
+    const lines = kernel.wgsl.split("\n");
+    const detail = messages
+      .filter((message) => message.type === "error")
+      .slice(0, 3)
+      .map((message) => `line ${message.lineNum}: ${message.message}\n    ${(lines[message.lineNum - 1] ?? "").trim()}`)
+      .join("\n  ");
+    throw new StratumError(
+      "kernel/compile",
+      `kernel ${kernel.key} does not compile on ${device.info.name}${detail ? `:\n  ${detail}` : `: ${String(cause)}`}`,
+      "try --adapter embedded, and report this with the output of `stratum doctor --json`",
+      cause,
+    );
+  }
+}
+
+/** A buffer, whole or a part of it in bytes, bound to a kernel's binding. */
+export type BoundBuffer =
+  | DeviceBuffer
+  | { readonly buffer: DeviceBuffer; readonly offset: number; readonly size: number };
+
+/**
+ * Records one dispatch of a kernel over `rows` rows of output.
+ * @param bound by binding name; every binding of the kernel must be there
+ * @throws {StratumError} `kernel/binding`, `kernel/grid`
+ */
+export function dispatch(
+  device: Device,
+  pass: GPUComputePassEncoder,
+  pipeline: Pipeline,
+  bound: Readonly<Record<string, BoundBuffer>>,
+  rows: number,
+): void {
+  if (rows === 0) return;
+  const { kernel, gpu, layout } = pipeline;
+  const entries = kernel.bindings.map(({ name }, binding): GPUBindGroupEntry => {
+    const buffer = bound[name];
+    if (buffer === undefined) {
+      throw new StratumError(
+        "kernel/binding",
+        `kernel ${kernel.key}: nothing bound to '${name}'`,
+        "this is a defect of Stratum: please report it",
+      );
+    }
+    const resource =
+      "gpu" in buffer
+        ? { buffer: buffer.gpu }
+        : { buffer: buffer.buffer.gpu, offset: buffer.offset, size: buffer.size };
+    return { binding, resource };
+  });
+  const grid = kernel.grid(rows);
+  const limit = device.info.limits.maxComputeWorkgroupsPerDimension;
+  if (grid.some((size) => size > limit)) {
+    throw new StratumError(
+      "kernel/grid",
+      `kernel ${kernel.key}: grid ${grid.join(" x ")} for ${rows} rows exceeds ${limit}`,
+      "lower --batch-tokens",
+    );
+  }
+  pass.setPipeline(gpu);
+  pass.setBindGroup(0, device.gpu.createBindGroup({ layout, entries }));
+  pass.dispatchWorkgroups(...grid);
+}

@@ -1,0 +1,52 @@
+/**
+ * The one error class of the project. Every failure that a user can meet is a `StratumError`: a stable `code`, a
+ * `message` that holds the values, and a `fix`: what to type or change.
+ */
+
+/** Who has to act; decides the exit code of the command line (2, 1, 3, 1). */
+export type ErrorKind = "usage" | "input" | "environment" | "internal";
+
+const KIND_OF_AREA = {
+  usage: "usage",
+  model: "usage",
+  config: "usage",
+  tokenizer: "usage",
+  template: "usage",
+  safetensors: "usage",
+  list: "input",
+  state: "input",
+  adapter: "environment",
+  device: "environment",
+  memory: "environment",
+  file: "environment",
+  kernel: "internal",
+} as const satisfies Record<string, ErrorKind>;
+
+type Area = keyof typeof KIND_OF_AREA;
+
+/** The codes, `area/what`. Documented in the README; a code never changes its meaning. */
+export type ErrorCode = `${Area}/${string}`;
+
+export class StratumError extends Error {
+  /** Stable, `area/what`, e.g. `safetensors/overlap`. */
+  readonly code: ErrorCode;
+  /** What to type or change. */
+  readonly fix: string;
+
+  constructor(code: ErrorCode, message: string, fix: string, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.name = "StratumError";
+    this.code = code;
+    this.fix = fix;
+  }
+
+  /** The kind of failure, by the area of the code. */
+  get kind(): ErrorKind {
+    return KIND_OF_AREA[this.code.slice(0, this.code.indexOf("/")) as Area];
+  }
+}
+
+/** Any thrown value as text, without a stack trace. */
+export function messageOf(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.message : String(thrown);
+}

@@ -1,0 +1,117 @@
+/**
+ * attention: grouped-query causal attention over a packed batch with shared prefixes,
+ *   out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j, g]) v[j, g],   g = h / (H / G),
+ * with an online softmax (Milakov & Gimelshein 2018, arXiv 1805.02867; tiled as in Dao et al. 2022, arXiv 2205.14135):
+ * no T x T matrix exists.
+ *
+ * The keys of a row are the positions 0 .. position of its own sequence: first the shared prefix, then its own rows,
+ * cut to the last `window` positions where a window is set. A row's span says where they lie:
+ *   (first row of the prefix, its length, first own row, position of this row).
+ * A workgroup serves a tile of `tileRows` consecutive query rows with equal prefix and own start, and one head. Keys go
+ * in blocks that begin at multiples of the block size *in the sequence*, wherever their rows lie, and a masked key
+ * leaves every sum as it is: so a row's result does not depend on its company.
+ *
+ * - `subgroup` > 0: the workgroup is one subgroup, a block is one key a lane. Scores and probabilities go from lane to
+ *   lane by broadcast; every load of k and v feeds `tileRows` FMAs.
+ * - `subgroup` = 0: 32 lanes, queries and probabilities in workgroup memory.
+ */
+import { type AttentionVariant, attentionText } from "./attention-text.ts";
+import {
+  type Binding,
+  declareBindings,
+  type Kernel,
+  kernelKey,
+  PARAMS,
+  PARAMS_STRUCT,
+  type Target,
+  type TwinBuffer,
+} from "./kernel.ts";
+
+export type { AttentionVariant } from "./attention-text.ts";
+
+const BINDINGS: readonly Binding[] = [
+  { name: "q", access: "read", type: "array<f32>", shape: ["R", "H*E"] },
+  { name: "kv", access: "read", type: "array<f32>", shape: ["T", "2*G*E"] },
+  { name: "spans", access: "read", type: "array<vec4<u32>>", shape: ["R"] },
+  { name: "tiles", access: "read", type: "array<vec2<u32>>", shape: ["tiles"] },
+  { name: "out", access: "read_write", type: "array<f32>", shape: ["R", "H*E"] },
+  PARAMS,
+];
+
+/** The kernel of a variant. Rows: tiles, each (first query row, number of rows <= tileRows). */
+export function attention(variant: AttentionVariant): Kernel {
+  const { heads, subgroup } = variant;
+  const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
+${declareBindings(BINDINGS)}
+${attentionText(variant)}`;
+  return {
+    name: "attention",
+    key: kernelKey("attention", variant),
+    wgsl,
+    bindings: BINDINGS,
+    subgroups: subgroup > 0,
+    grid: (tiles) => [tiles, heads, 1],
+  };
+}
+
+/** The variant that a target gets without tuning: as many rows a tile as the registers of a lane hold. */
+export function attentionDefaults(target: Target, headDim: number): Pick<AttentionVariant, "tileRows" | "subgroup"> {
+  const subgroup = target.subgroupSize;
+  if (subgroup === 0) return { tileRows: 8, subgroup };
+  const columns = Math.ceil(headDim / subgroup);
+  return { tileRows: Math.max(4, Math.min(8, Math.floor(32 / columns))), subgroup };
+}
+
+/** Cuts spans (R, 4) into tiles of consecutive rows of one sequence: (first row, rows). */
+export function attentionTiles(spans: Uint32Array, rows: number, tileRows: number): Uint32Array {
+  const tiles: number[] = [];
+  let first = 0;
+  for (let row = 1; row <= rows; row++) {
+    const joins =
+      row < rows &&
+      row - first < tileRows &&
+      [0, 1, 2].every((i) => spans[row * 4 + i] === spans[first * 4 + i]) &&
+      spans[row * 4 + 3] === spans[first * 4 + 3] + row - first;
+    if (!joins) {
+      tiles.push(first, row - first);
+      first = row;
+    }
+  }
+  return Uint32Array.from(tiles);
+}
+
+/** CPU twin of `attention`: per row a two-pass softmax in float64. */
+export function attentionTwin(
+  variant: AttentionVariant,
+  buffers: Readonly<Record<string, TwinBuffer>>,
+  tiles: number,
+): void {
+  const { heads, kvHeads, headDim, scale, window } = variant;
+  const { q, kv, spans, tiles: tileList, out } = buffers;
+  const kvStride = 2 * kvHeads * headDim;
+  for (let tile = 0; tile < tiles; tile++) {
+    for (let row = tileList[2 * tile]; row < tileList[2 * tile] + tileList[2 * tile + 1]; row++) {
+      const [prefixStart, prefixLength, ownStart, position] = spans.subarray(row * 4, row * 4 + 4);
+      const begin = window > 0 ? Math.max(0, position + 1 - window) : 0;
+      for (let h = 0; h < heads; h++) {
+        const query = row * heads * headDim + h * headDim;
+        const keys: { at: number; score: number }[] = [];
+        for (let j = begin; j <= position; j++) {
+          const at =
+            (j < prefixLength ? prefixStart + j : ownStart + j - prefixLength) * kvStride +
+            Math.floor((h * kvHeads) / heads) * headDim;
+          let score = 0;
+          for (let e = 0; e < headDim; e++) score += q[query + e] * kv[at + e];
+          keys.push({ at, score: score * scale });
+        }
+        const most = keys.reduce((max, key) => Math.max(max, key.score), Number.NEGATIVE_INFINITY);
+        const total = keys.reduce((sum, key) => sum + Math.exp(key.score - most), 0);
+        for (let e = 0; e < headDim; e++) {
+          let sum = 0;
+          for (const { at, score } of keys) sum += Math.exp(score - most) * kv[at + kvHeads * headDim + e];
+          out[query + e] = sum / total;
+        }
+      }
+    }
+  }
+}

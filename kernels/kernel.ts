@@ -1,0 +1,78 @@
+/**
+ * What a kernel is: a pure function from a typed variant to plain data. Everything else is built on that: the pipeline
+ * cache (keyed by `key`), tests, benchmarks, the tuner. Kernels know shapes and types, no model and no device.
+ *
+ * Dimension letters, the same everywhere: T tokens (rows of the packed batch), D hidden, H heads, G kv heads, E head
+ * dim, F ffn, K inner and N outer size of a matmul.
+ */
+
+/** How weights are stored. `bf16` and `f16` stay packed, two along k in a u32, the first in the low half. */
+export type WeightType = "f32" | "bf16" | "f16";
+
+export interface Binding {
+  readonly name: string;
+  readonly access: "read" | "read_write" | "uniform";
+  /** The WGSL type of the variable, e.g. `array<f32>`. */
+  readonly type: string;
+  /** Dimensions in the project's letters, outermost first. */
+  readonly shape: readonly string[];
+}
+
+export interface Kernel {
+  /** The field's name of the operation; the CPU twin carries it too. */
+  readonly name: string;
+  /** Identifies the WGSL text: name and variant. */
+  readonly key: string;
+  readonly wgsl: string;
+  /** In the order of `@binding`. */
+  readonly bindings: readonly Binding[];
+  /** Needs the WGSL extension `subgroups`. */
+  readonly subgroups: boolean;
+  /** Workgroups for `rows` rows of output. */
+  readonly grid: (rows: number) => readonly [x: number, y: number, z: number];
+}
+
+/** What an adapter allows, as far as a kernel's default variant depends on it. */
+export interface Target {
+  /** Lanes a subgroup; 0: no subgroups, or of no fixed size. */
+  readonly subgroupSize: number;
+}
+
+/** The buffers of a CPU twin, by binding name. */
+export type TwinBuffer = Float32Array | Uint32Array;
+
+/** `@group(0)` declarations for a list of bindings. */
+export function declareBindings(bindings: readonly Binding[]): string {
+  return bindings
+    .map(({ name, access, type, shape }, index) => {
+      const space = access === "uniform" ? "var<uniform>" : `var<storage, ${access}>`;
+      return `@group(0) @binding(${index}) ${space} ${name}: ${type}; // (${shape.join(", ")})`;
+    })
+    .join("\n");
+}
+
+/** Sizes that a dispatch sets: 16 bytes in a uniform. `rows`: rows of output; `offset`: kernel-specific. */
+export const PARAMS: Binding = { name: "params", access: "uniform", type: "Params", shape: ["2"] };
+export const PARAMS_STRUCT = "struct Params { rows: u32, offset: u32, pad0: u32, pad1: u32 }";
+export const PARAMS_BYTES = 16;
+
+/** A key that spells the variant: equal variants, equal keys, whatever the order of their fields. */
+export function kernelKey(name: string, variant: object): string {
+  const fields = Object.entries(variant).sort(([a], [b]) => (a < b ? -1 : 1));
+  return `${name}{${fields.map(([field, value]) => `${field}:${value}`).join(",")}}`;
+}
+
+/** 0 .. n-1, for texts that are written out. */
+export function range(n: number): number[] {
+  return Array.from({ length: n }, (_, i) => i);
+}
+
+/** Spreads `count` workgroups over x and y: WebGPU allows 65,535 in a dimension. Pairs with `flatWorkgroup`. */
+export function flatGrid(count: number): readonly [number, number, number] {
+  const x = Math.min(count, 32768);
+  return [x, x === 0 ? 0 : Math.ceil(count / x), 1];
+}
+
+/** The WGSL expression of the flat workgroup index behind `flatGrid`, for builtins named `group` and `groups`. */
+export const FLAT_WORKGROUP = "group.x + group.y * groups.x";
+export const FLAT_BUILTINS = "@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>";

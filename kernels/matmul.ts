@@ -1,0 +1,200 @@
+/**
+ * matmul: out[t, n] = epilogue(sum_k x[t, k] * w[n, k] + bias[n]), weights in the row-major (N, K) layout of the files.
+ *
+ * A workgroup of `lanes` lanes computes a tile of `tileRows` rows by `lanes * tileCols` columns; lane i owns the columns
+ * i, i + lanes, ... of the tile and keeps tileRows x tileCols sums in registers, all written out in the text. Loads are
+ * what costs on every adapter measured, so each load feeds many FMAs:
+ * - `subgroup` > 0: every lane loads one of the next k-values of a row and `subgroupBroadcast` hands it to the others.
+ *   Pays wherever subgroups exist.
+ * - `subgroup` = 0: every lane loads the row values itself.
+ * The sum runs over k in ascending order whatever the number of rows: a row's result does not depend on its company.
+ *
+ * Epilogues: `store`; `add` (out += result, the residual connection, in place); `swiglu` (two weights, gate and up:
+ * out = silu(gate) * up).
+ */
+import {
+  type Binding,
+  declareBindings,
+  type Kernel,
+  kernelKey,
+  PARAMS,
+  PARAMS_STRUCT,
+  range,
+  type Target,
+  type TwinBuffer,
+  type WeightType,
+} from "./kernel.ts";
+import { unpackFunctions, weightAt, weightElement, weightRowWords } from "./weight-load.ts";
+
+export interface MatmulVariant {
+  /** Inner size K. */
+  readonly k: number;
+  /** Columns N of this weight (of this part, where a tensor is split). */
+  readonly n: number;
+  readonly weight: WeightType;
+  readonly epilogue: "store" | "add" | "swiglu";
+  readonly bias: boolean;
+  /** Columns of the output matrix, and the first that this weight fills. */
+  readonly outStride: number;
+  readonly outOffset: number;
+  readonly tileRows: number;
+  readonly tileCols: number;
+  readonly lanes: number;
+  /** Subgroup size to broadcast in, 0 for none. A multiple of it must divide `lanes`. */
+  readonly subgroup: number;
+}
+
+/** The weights' names: one, or gate and up. */
+function weightNames(variant: MatmulVariant): readonly string[] {
+  return variant.epilogue === "swiglu" ? ["gate", "up"] : ["weight"];
+}
+
+function biasName(weight: string): string {
+  return weight === "weight" ? "bias" : `${weight}Bias`;
+}
+
+function bindingsOf(variant: MatmulVariant): Binding[] {
+  const names = weightNames(variant);
+  const element = weightElement(variant.weight);
+  return [
+    { name: "x", access: "read", type: "array<f32>", shape: ["T", "K"] },
+    ...names.map(
+      (name): Binding => ({
+        name,
+        access: "read",
+        type: `array<${element}>`,
+        shape: ["N", element === "f32" ? "K" : "K/2"],
+      }),
+    ),
+    ...(variant.bias
+      ? names.map((name): Binding => ({ name: biasName(name), access: "read", type: "array<f32>", shape: ["N"] }))
+      : []),
+    { name: "out", access: "read_write", type: "array<f32>", shape: ["T", "N"] },
+    PARAMS,
+  ];
+}
+
+/** One step along k: `count` values from column `kx` of x and word `kw` of the weights, written out. */
+function stepText(variant: MatmulVariant, count: number): string {
+  const { tileRows, tileCols, subgroup, weight } = variant;
+  const names = weightNames(variant);
+  const lines: string[] = [];
+  const rows = range(tileRows);
+  if (subgroup > 0) {
+    for (const part of range(Math.ceil(count / subgroup))) {
+      const left = count - part * subgroup;
+      const lane = left < subgroup ? `min(lane, ${left - 1}u)` : "lane";
+      for (const r of rows) lines.push(`let a${r}_${part} = x[x${r} + kx + ${part * subgroup}u + ${lane}];`);
+    }
+  }
+  for (const u of range(count)) {
+    if (subgroup > 0)
+      for (const r of rows)
+        lines.push(`let b${r}_${u} = subgroupBroadcast(a${r}_${Math.floor(u / subgroup)}, ${u % subgroup}u);`);
+    else for (const r of rows) lines.push(`let b${r}_${u} = x[x${r} + kx + ${u}u];`);
+    for (const [j, name] of names.entries()) {
+      for (const c of range(tileCols)) {
+        if (weight === "f32") lines.push(`let w${j}_${c}_${u} = ${name}[w${c} + kw + ${u}u];`);
+        else {
+          if (u % 2 === 0) lines.push(`let p${j}_${c}_${u} = ${name}[w${c} + kw + ${u / 2}u];`);
+          lines.push(`let w${j}_${c}_${u} = ${u % 2 === 0 ? "lowHalf" : "highHalf"}(p${j}_${c}_${u - (u % 2)});`);
+        }
+        for (const r of rows) lines.push(`s${j}_${r}_${c} = fma(b${r}_${u}, w${j}_${c}_${u}, s${j}_${r}_${c});`);
+      }
+    }
+  }
+  return lines.join("\n    ");
+}
+
+function storeText(variant: MatmulVariant, r: number, c: number): string {
+  const { epilogue, bias, outStride, outOffset } = variant;
+  const column = `n${c}`;
+  const at = `out[(row0 + ${r}u) * ${outStride}u + ${outOffset}u + ${column}]`;
+  const sum = (j: number, name: string) =>
+    bias ? `(s${j}_${r}_${c} + ${biasName(name)}[${column}])` : `s${j}_${r}_${c}`;
+  if (epilogue === "swiglu") {
+    return `let g${r}_${c} = ${sum(0, "gate")}; ${at} = g${r}_${c} / (1.0 + exp(-g${r}_${c})) * ${sum(1, "up")};`;
+  }
+  return epilogue === "add" ? `${at} = ${at} + ${sum(0, "weight")};` : `${at} = ${sum(0, "weight")};`;
+}
+
+/** The kernel of a variant. Rows: T. */
+export function matmul(variant: MatmulVariant): Kernel {
+  const { k, n, weight, tileRows, tileCols, lanes, subgroup } = variant;
+  const names = weightNames(variant);
+  const bindings = bindingsOf(variant);
+  const step = subgroup > 0 ? Math.max(subgroup, 8) : 4;
+  const words = (count: number) => weightRowWords(weight, count);
+  const full = Math.floor(k / step);
+  const tail = k - full * step;
+  const rows = range(tileRows);
+  const cols = range(tileCols);
+  const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
+${declareBindings(bindings)}
+${unpackFunctions(weight)}
+@compute @workgroup_size(${lanes})
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32${subgroup > 0 ? ", @builtin(subgroup_invocation_id) lane: u32" : ""}) {
+  let row0 = group.y * ${tileRows}u;
+  let last = params.rows - 1u;
+  ${rows.map((r) => `let x${r} = min(row0 + ${r}u, last) * ${k}u;`).join("\n  ")}
+  ${cols.map((c) => `let n${c} = group.x * ${lanes * tileCols}u + ${c * lanes}u + local;\n  let w${c} = min(n${c}, ${n - 1}u) * ${words(k)}u;`).join("\n  ")}
+  ${names.map((_, j) => rows.map((r) => cols.map((c) => `var s${j}_${r}_${c} = 0.0;`).join(" ")).join("\n  ")).join("\n  ")}
+  for (var i = 0u; i < ${full}u; i++) {
+    let kx = i * ${step}u;
+    let kw = i * ${words(step)}u;
+    ${stepText(variant, step)}
+  }
+  ${tail > 0 ? `{\n    let kx = ${full * step}u;\n    let kw = ${words(full * step)}u;\n    ${stepText(variant, tail)}\n  }` : ""}
+  ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, r, c)} }`).join("\n    ")}\n  }`).join("\n  ")}
+}
+`;
+  return {
+    name: "matmul",
+    key: kernelKey("matmul", variant),
+    wgsl,
+    bindings,
+    subgroups: subgroup > 0,
+    grid: (count) => [Math.ceil(n / (lanes * tileCols)), Math.ceil(count / tileRows), 1],
+  };
+}
+
+/** Cost of an FMA relative to a load of a lane, as measured on the software adapters. */
+const FMA_COST = 0.045;
+
+/**
+ * The tile that a target gets without tuning: 8 rows, and the columns that make the fewest loads for `n` of them.
+ * Depends on the adapter, the epilogue and the shape, never on the number of rows.
+ */
+export function matmulTile(
+  target: Target,
+  epilogue: MatmulVariant["epilogue"],
+  n: number,
+): Pick<MatmulVariant, "tileRows" | "tileCols" | "lanes" | "subgroup"> {
+  const subgroup = target.subgroupSize <= 32 ? target.subgroupSize : 0;
+  const [tileRows, lanes, weights] = [8, 32, epilogue === "swiglu" ? 2 : 1];
+  const cost = (cols: number) =>
+    Math.ceil(n / (lanes * cols)) * (tileRows + 4 * cols * weights + 8 * FMA_COST * tileRows * cols * weights);
+  const tileCols = range(4 / weights)
+    .map((c) => c + 1)
+    .reduce((best, cols) => (cost(cols) < cost(best) ? cols : best));
+  return { tileRows, tileCols, lanes, subgroup };
+}
+
+/** CPU twin of `matmul`: same bindings, same order of summation, sums in float64. */
+export function matmulTwin(variant: MatmulVariant, buffers: Readonly<Record<string, TwinBuffer>>, rows: number): void {
+  const { k, n, weight, epilogue, bias, outStride, outOffset } = variant;
+  const words = weightRowWords(weight, k);
+  const { x, out } = buffers;
+  for (let t = 0; t < rows; t++) {
+    for (let col = 0; col < n; col++) {
+      const sums = weightNames(variant).map((name) => {
+        let sum = 0;
+        for (let i = 0; i < k; i++) sum += x[t * k + i] * weightAt(weight, buffers[name], col * words, i);
+        return bias ? sum + buffers[biasName(name)][col] : sum;
+      });
+      const at = t * outStride + outOffset + col;
+      if (epilogue === "swiglu") out[at] = (sums[0] / (1 + Math.exp(-sums[0]))) * sums[1];
+      else out[at] = epilogue === "add" ? out[at] + sums[0] : sums[0];
+    }
+  }
+}

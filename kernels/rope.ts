@@ -1,0 +1,87 @@
+/**
+ * rope: rotates pairs (i, i + E/2) of every head by the angle of the row's position, in place
+ * (Su et al. 2021, arXiv 2104.09864, in the half-split layout of the published checkpoints):
+ *   x'[i] = x[i] cos - x[i + E/2] sin,   x'[i + E/2] = x[i + E/2] cos + x[i] sin
+ *
+ * One lane a pair. Cosines and sines come from a table made on the host in float64: WGSL's own promise little.
+ */
+import {
+  type Binding,
+  declareBindings,
+  FLAT_BUILTINS,
+  FLAT_WORKGROUP,
+  flatGrid,
+  type Kernel,
+  kernelKey,
+  PARAMS,
+  PARAMS_STRUCT,
+  type TwinBuffer,
+} from "./kernel.ts";
+
+export interface RopeVariant {
+  /** Heads that are rotated: the first `heads` of a row. */
+  readonly heads: number;
+  /** Head size E, even. */
+  readonly headDim: number;
+  /** Row length of the buffer. */
+  readonly stride: number;
+}
+
+const LANES = 64;
+
+const BINDINGS: readonly Binding[] = [
+  { name: "x", access: "read_write", type: "array<f32>", shape: ["T", "stride"] },
+  { name: "spans", access: "read", type: "array<vec4<u32>>", shape: ["T"] },
+  { name: "table", access: "read", type: "array<vec2<f32>>", shape: ["positions", "E/2"] },
+  PARAMS,
+];
+
+/** The kernel of a variant. Rows: T. A row's position is the fourth word of its span (see attention). */
+export function rope(variant: RopeVariant): Kernel {
+  const { heads, headDim, stride } = variant;
+  const half = headDim / 2;
+  const pairs = heads * half;
+  const wgsl = `${PARAMS_STRUCT}
+${declareBindings(BINDINGS)}
+@compute @workgroup_size(${LANES})
+fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
+  let index = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
+  if (index >= params.rows * ${pairs}u) { return; }
+  let row = index / ${pairs}u;
+  let pair = index % ${pairs}u;
+  let i = pair % ${half}u;
+  let at = row * ${stride}u + (pair / ${half}u) * ${headDim}u + i;
+  let turn = table[spans[row].w * ${half}u + i];
+  let a = x[at];
+  let b = x[at + ${half}u];
+  x[at] = a * turn.x - b * turn.y;
+  x[at + ${half}u] = b * turn.x + a * turn.y;
+}
+`;
+  return {
+    name: "rope",
+    key: kernelKey("rope", variant),
+    wgsl,
+    bindings: BINDINGS,
+    subgroups: false,
+    grid: (rows) => flatGrid(Math.ceil((rows * pairs) / LANES)),
+  };
+}
+
+/** CPU twin of `rope`. */
+export function ropeTwin(variant: RopeVariant, buffers: Readonly<Record<string, TwinBuffer>>, rows: number): void {
+  const { heads, headDim, stride } = variant;
+  const half = headDim / 2;
+  const { x, spans, table } = buffers;
+  for (let row = 0; row < rows; row++) {
+    for (let head = 0; head < heads; head++) {
+      for (let i = 0; i < half; i++) {
+        const at = row * stride + head * headDim + i;
+        const turn = 2 * (spans[row * 4 + 3] * half + i);
+        const [a, b] = [x[at], x[at + half]];
+        x[at] = a * table[turn] - b * table[turn + 1];
+        x[at + half] = b * table[turn] + a * table[turn + 1];
+      }
+    }
+  }
+}

@@ -1,0 +1,384 @@
+/**
+ * Lists from JSON Lines, one at a time: a line in memory, not a file. A line that cannot be used becomes an error item
+ * in its place and the others go on. All that is kept across lines is the ids (the strings themselves, about 100 bytes
+ * each), to find duplicates.
+ */
+
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { z } from "zod";
+import { messageOf, StratumError } from "../errors.ts";
+import type { Message } from "../weights/chat-template.ts";
+import { clip, findJsonFault, isJsonObject } from "../weights/json.ts";
+import { LONE_SURROGATE } from "../weights/tokenizer.ts";
+
+export type Id = string | number;
+export type Fields = Readonly<Record<string, unknown>>;
+
+export interface Candidate {
+  readonly text: string;
+  /** 1 = safe or preferred, 0 = not, or a grade; true and false are read as 1 and 0. */
+  readonly label?: number;
+  readonly id?: Id;
+  /** The candidate as it was written, unknown fields included; `{ text }` for a plain string. */
+  readonly document: Fields;
+}
+
+export interface List {
+  /** With its JSON type; the line number as a string where the line has none. */
+  readonly id: Id;
+  /** An `instruction` is one user message. Text parts of a message are joined. */
+  readonly messages: readonly Message[];
+  /** M >= 1. */
+  readonly candidates: readonly Candidate[];
+  /** Fields that this format does not know, in order. Numbers have the precision of a double. */
+  readonly extra: Fields;
+}
+
+export interface ListItem {
+  readonly kind: "list";
+  /** Counted from 1, blank lines included. */
+  readonly line: number;
+  readonly id: Id;
+  readonly list: List;
+}
+
+export interface ErrorItem {
+  readonly kind: "error";
+  readonly line: number;
+  readonly id: Id;
+  readonly error: StratumError;
+}
+
+export interface TextItem {
+  readonly kind: "text";
+  readonly line: number;
+  readonly id: Id;
+  readonly text: string;
+  readonly extra: Fields;
+}
+
+export interface IdsItem {
+  readonly kind: "ids";
+  readonly line: number;
+  readonly id: Id;
+  /** (T), T >= 1. */
+  readonly ids: Int32Array;
+  readonly extra: Fields;
+}
+
+export type ListLine = ListItem | ErrorItem;
+export type SequenceLine = ListItem | TextItem | IdsItem | ErrorItem;
+
+/** A path, `"-"` for standard input, or bytes cut anywhere. */
+export type ListSource = string | AsyncIterable<Uint8Array>;
+
+export interface ReadOptions {
+  /** A longer line is an error of its own, and is not held in memory. Default 64 MiB. */
+  readonly maxLineBytes?: number;
+}
+
+const MAX_LINE_BYTES = 64 * 2 ** 20;
+const MAX_DEPTH = 512;
+/** Longer ids are remembered by their SHA-256. */
+const MAX_ID_KEY = 64;
+/** V8's limit of entries in one Map is 2^24. */
+const MAX_MAP = 2 ** 24 - 1;
+
+const text = z
+  .string()
+  .refine((value) => !LONE_SURROGATE.test(value), "holds half of a surrogate pair (\\uD800-\\uDFFF)");
+const idError = "expected a string, or a number that a double holds exactly";
+const idNumber = z.number().refine((n) => !Number.isInteger(n) || Number.isSafeInteger(n), idError);
+const id = z.union([text, idNumber], { error: idError });
+const label = z.union([z.number(), z.boolean()], { error: "expected a finite number, true or false" });
+const part = z.looseObject({ type: z.literal("text"), text });
+const message = z.looseObject({
+  role: text.min(1),
+  content: z.union([text, z.array(part).min(1)], { error: 'expected a string or a list of {"type": "text", "text"}' }),
+});
+const messages = z.array(message).min(1);
+const candidate = z.looseObject({ text, label: label.optional(), id: id.optional() });
+const tokenIds = z
+  .array(
+    z
+      .int({ error: "expected a token id: a whole number from 0" })
+      .min(0)
+      .max(2 ** 31 - 1),
+  )
+  .min(1);
+
+/**
+ * Lists of a JSONL source, in order. Blank lines are skipped; a byte order mark and CRLF are allowed. Ids are compared
+ * as text (1 and "1" are duplicates) and count for lines with errors too, so that an id names one record of the output.
+ *
+ * Errors of a line (`kind: "error"`): `list/bad-utf8`, `list/bad-json`, `list/bad-shape`, `list/no-candidates`,
+ * `list/duplicate-id`, `list/too-long`.
+ *
+ * @throws StratumError `file/unreadable` when the source itself fails.
+ */
+export async function* readLists(source: ListSource, options: ReadOptions = {}): AsyncGenerator<ListLine> {
+  yield* readRecords(source, options, (record, line, id) => ({ kind: "list", line, id, list: toList(record, id) }));
+}
+
+/**
+ * As {@link readLists}, for `extract`: a line with `candidates` is a list, one with `text` a text, one with `ids` token ids.
+ *
+ * @throws StratumError `file/unreadable` when the source itself fails.
+ */
+export async function* readSequences(source: ListSource, options: ReadOptions = {}): AsyncGenerator<SequenceLine> {
+  yield* readRecords<SequenceLine>(source, options, (record, line, id) => {
+    const hasText = "text" in record;
+    const hasIds = "ids" in record;
+    if ("candidates" in record || (!hasText && !hasIds)) return { kind: "list", line, id, list: toList(record, id) };
+    if (hasText && hasIds) throw badShape("has both 'text' and 'ids'", "keep one of them");
+    if (hasText) {
+      return {
+        kind: "text",
+        line,
+        id,
+        text: check(text, record["text"], "text"),
+        extra: without(record, "id", "text"),
+      };
+    }
+    const ids = Int32Array.from(check(tokenIds, record["ids"], "ids"));
+    return { kind: "ids", line, id, ids, extra: without(record, "id", "ids") };
+  });
+}
+
+/** The error for a source without a single list: whether that is one is the command's to decide. */
+export function emptyFileError(source: string): StratumError {
+  return new StratumError(
+    "list/empty-file",
+    `${source} holds no lists`,
+    "give one JSON object a line, see README, lists",
+  );
+}
+
+function toList(record: Fields, id: Id): List {
+  const hasInstruction = "instruction" in record;
+  if (hasInstruction && "messages" in record) {
+    throw badShape("has both 'instruction' and 'messages'", "keep one of them");
+  }
+  if (!hasInstruction && !("messages" in record)) {
+    throw badShape("has neither 'instruction' nor 'messages'", 'add "instruction": "..." or "messages": [...]');
+  }
+  const turns: readonly Message[] = hasInstruction
+    ? [{ role: "user", content: check(text, record["instruction"], "instruction") }]
+    : check(messages, record["messages"], "messages").map((turn) => ({
+        ...turn,
+        content: typeof turn.content === "string" ? turn.content : turn.content.map((piece) => piece.text).join(""),
+      }));
+
+  const given = record["candidates"] ?? [];
+  if (!Array.isArray(given)) throw badShape("candidates: expected an array", 'write "candidates": ["...", "..."]');
+  if (given.length === 0) {
+    throw new StratumError("list/no-candidates", "has no candidates", 'add "candidates": ["...", "..."]');
+  }
+  const candidates = given.map((value: unknown, index): Candidate => {
+    const document: unknown = typeof value === "string" ? { text: value } : value;
+    const known = check(candidate, document, `candidates[${index}]`);
+    return {
+      text: known.text,
+      ...(known.label === undefined ? {} : { label: Number(known.label) }),
+      ...(known.id === undefined ? {} : { id: known.id }),
+      document: document as Fields,
+    };
+  });
+  return { id, messages: turns, candidates, extra: without(record, "id", "instruction", "messages", "candidates") };
+}
+
+async function* readRecords<T>(
+  source: ListSource,
+  options: ReadOptions,
+  build: (record: Fields, line: number, id: Id) => T,
+): AsyncGenerator<T | ErrorItem> {
+  const claim = idRegister();
+  for await (const { line, bytes, length } of splitLines(source, options.maxLineBytes ?? MAX_LINE_BYTES)) {
+    let lineId: Id = String(line);
+    let item: T | ErrorItem;
+    let claimed = false;
+    try {
+      if (bytes === null) throw tooLong(length);
+      if (isBlank(bytes)) continue;
+      const record = parseLine(bytes);
+      if ("id" in record) lineId = check(id, record["id"], "id");
+      const earlier = claim(lineId, line);
+      claimed = true;
+      if (earlier !== undefined) {
+        throw new StratumError(
+          "list/duplicate-id",
+          `the id ${clip(JSON.stringify(lineId))} was used on line ${earlier}`,
+          "give every list an id of its own, or leave ids out",
+        );
+      }
+      item = build(record, line, lineId);
+    } catch (thrown) {
+      if (!(thrown instanceof StratumError)) throw thrown;
+      if (!claimed) claim(lineId, line);
+      const error = new StratumError(thrown.code, `line ${line}: ${thrown.message}`, thrown.fix, thrown.cause);
+      item = { kind: "error", line, id: lineId, error };
+    }
+    yield item;
+  }
+}
+
+/** Remembers ids; gives the line that had an id before. */
+function idRegister(): (id: Id, line: number) => number | undefined {
+  let newest = new Map<string, number>();
+  const seen = [newest];
+  return (id, line) => {
+    const written = String(id);
+    const key = written.length <= MAX_ID_KEY ? written : createHash("sha256").update(written).digest("base64");
+    for (const map of seen) {
+      const earlier = map.get(key);
+      if (earlier !== undefined) return earlier;
+    }
+    if (newest.size === MAX_MAP) {
+      newest = new Map();
+      seen.push(newest);
+    }
+    newest.set(key, line);
+    return undefined;
+  };
+}
+
+function parseLine(bytes: Uint8Array): Fields {
+  let line: string;
+  try {
+    line = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw new StratumError(
+      "list/bad-utf8",
+      `byte ${firstInvalidByte(bytes) + 1} of the line is not UTF-8`,
+      "save the file as UTF-8",
+      cause,
+    );
+  }
+  const fault = findJsonFault(line, MAX_DEPTH);
+  if (fault?.type === "depth") throw badJson(`nested deeper than ${MAX_DEPTH} at character ${fault.at + 1}`);
+  let value: unknown;
+  try {
+    value = JSON.parse(line);
+  } catch (cause) {
+    throw badJson(`not JSON: ${clip(messageOf(cause))}`, cause);
+  }
+  if (fault?.type === "duplicate") {
+    throw badJson(
+      `the key ${clip(JSON.stringify(fault.key))} occurs twice in one object, at character ${fault.at + 1}`,
+    );
+  }
+  if (!isJsonObject(value)) throw badShape("expected an object", 'write {"instruction": "...", "candidates": [...]}');
+  // JSON has larger numbers than a double, and they would leave as null.
+  if (!hasFiniteNumbers(value)) throw badShape("holds a number beyond the range of a double", "write it as a string");
+  return value;
+}
+
+/** Recursion is safe: the nesting is bounded. */
+function hasFiniteNumbers(value: unknown): boolean {
+  if (typeof value === "number") return Number.isFinite(value);
+  return typeof value !== "object" || value === null || Object.values(value).every(hasFiniteNumbers);
+}
+
+function check<T>(schema: z.ZodType<T>, value: unknown, path: string): T {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  const below = (issue?.path ?? []).map((key) => (typeof key === "number" ? `[${key}]` : `.${String(key)}`)).join("");
+  throw badShape(`${path}${below}: ${issue?.message ?? "invalid"}`, "see README, lists", parsed.error);
+}
+
+function without(record: Fields, ...known: readonly string[]): Fields {
+  // fromEntries defines own properties: a field called __proto__ stays a field.
+  return Object.fromEntries(Object.entries(record).filter(([key]) => !known.includes(key)));
+}
+
+function badShape(what: string, fix: string, cause?: unknown): StratumError {
+  return new StratumError("list/bad-shape", what, fix, cause);
+}
+
+function badJson(what: string, cause?: unknown): StratumError {
+  return new StratumError("list/bad-json", what, "write one JSON object a line", cause);
+}
+
+function tooLong(length: number): StratumError {
+  return new StratumError("list/too-long", `the line has ${length} bytes`, "split the list, or shorten its texts");
+}
+
+interface Line {
+  readonly line: number;
+  /** Without its newline; null when longer than the bound. */
+  readonly bytes: Uint8Array | null;
+  readonly length: number;
+}
+
+const NEWLINE = 0x0a;
+const BYTE_ORDER_MARK = [0xef, 0xbb, 0xbf];
+
+/** Lines as bytes: UTF-8 never has a newline inside a character, so chunks may be cut anywhere. */
+async function* splitLines(source: ListSource, maxBytes: number): AsyncGenerator<Line> {
+  let line = 1;
+  let length = 0;
+  let parts: Uint8Array[] = [];
+  const add = (part: Uint8Array): void => {
+    length += part.length;
+    if (length > maxBytes) parts = [];
+    else if (part.length > 0) parts.push(part);
+  };
+  const finish = (): Line => {
+    let bytes = length > maxBytes ? null : Buffer.concat(parts, length);
+    if (line === 1 && bytes !== null && BYTE_ORDER_MARK.every((byte, i) => bytes?.[i] === byte)) {
+      bytes = bytes.subarray(BYTE_ORDER_MARK.length);
+    }
+    const finished = { line, bytes, length };
+    line++;
+    length = 0;
+    parts = [];
+    return finished;
+  };
+  for await (const chunk of openSource(source)) {
+    let start = 0;
+    for (let end = chunk.indexOf(NEWLINE); end >= 0; end = chunk.indexOf(NEWLINE, start)) {
+      add(chunk.subarray(start, end));
+      yield finish();
+      start = end + 1;
+    }
+    // A copy: a source may reuse the memory of a chunk that it gave.
+    add(Buffer.from(chunk.subarray(start)));
+  }
+  if (length > 0) yield finish();
+}
+
+async function* openSource(source: ListSource): AsyncGenerator<Uint8Array> {
+  const stream = typeof source !== "string" ? source : source === "-" ? process.stdin : createReadStream(source);
+  try {
+    for await (const chunk of stream) yield typeof chunk === "string" ? Buffer.from(chunk) : chunk;
+  } catch (cause) {
+    if (cause instanceof StratumError) throw cause;
+    const name = typeof source === "string" && source !== "-" ? source : "the input";
+    throw new StratumError("file/unreadable", `cannot read ${name}: ${messageOf(cause)}`, "check the path", cause);
+  }
+}
+
+function isBlank(bytes: Uint8Array): boolean {
+  return bytes.every((byte) => byte === 0x20 || byte === 0x09 || byte === 0x0d);
+}
+
+/** Index of the first byte that no UTF-8 text can have there (the Unicode standard's table 3-7); the length if none. */
+function firstInvalidByte(bytes: Uint8Array): number {
+  let i = 0;
+  while (i < bytes.length) {
+    const lead = bytes[i] ?? 0;
+    const more = lead < 0x80 ? 0 : lead < 0xc2 ? -1 : lead < 0xe0 ? 1 : lead < 0xf0 ? 2 : lead < 0xf5 ? 3 : -1;
+    if (more < 0) return i;
+    for (let k = 1; k <= more; k++) {
+      const byte = bytes[i + k] ?? 0;
+      // The second byte's range is narrower where it would spell an overlong form, a surrogate or a value past U+10FFFF.
+      const low = k > 1 ? 0x80 : lead === 0xe0 ? 0xa0 : lead === 0xf0 ? 0x90 : 0x80;
+      const high = k > 1 ? 0xbf : lead === 0xed ? 0x9f : lead === 0xf4 ? 0x8f : 0xbf;
+      if (byte < low || byte > high) return i + k < bytes.length ? i + k : i;
+    }
+    i += more + 1;
+  }
+  return i;
+}

@@ -1,0 +1,201 @@
+import { existsSync, readFileSync } from "node:fs";
+import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { checkIds, checkVocabulary, loadTokenizer } from "../../weights/tokenizer.ts";
+
+let dir: string;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), "stratum-tokenizer-"));
+});
+afterEach(() => rm(dir, { recursive: true, force: true }));
+
+const write = (name: string, value: unknown) =>
+  writeFile(join(dir, name), typeof value === "string" ? value : JSON.stringify(value));
+
+/** `<s>` = 1, `</s>` = 2, letters from 3, then the merges "ab" and "abc". */
+const VOCAB = { "<unk>": 0, "<s>": 1, "</s>": 2, a: 3, b: 4, c: 5, d: 6, Ġ: 7, ab: 8, abc: 9 };
+const special = (id: number, content: string) => ({ id, content, special: true, normalized: false });
+const bosThenText = {
+  type: "TemplateProcessing",
+  single: [{ SpecialToken: { id: "<s>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+  pair: [],
+  special_tokens: { "<s>": { id: "<s>", ids: [1], tokens: ["<s>"] } },
+};
+const textThenEos = {
+  ...bosThenText,
+  single: [{ Sequence: { id: "A", type_id: 0 } }, { SpecialToken: { id: "</s>", type_id: 0 } }],
+  special_tokens: { "</s>": { id: "</s>", ids: [2], tokens: ["</s>"] } },
+};
+const tokenizerJson = (changes: Record<string, unknown> = {}) => ({
+  version: "1.0",
+  added_tokens: [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+  normalizer: null,
+  pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, use_regex: true },
+  post_processor: bosThenText,
+  decoder: { type: "ByteLevel" },
+  model: { type: "BPE", unk_token: "<unk>", vocab: VOCAB, merges: ["a b", "ab c"] },
+  ...changes,
+});
+
+describe("encode", () => {
+  it("merges, adds BOS only when asked to, and reads special tokens in text", async () => {
+    await write("tokenizer.json", tokenizerJson());
+    const tokenizer = await loadTokenizer(dir);
+    expect([...tokenizer.encode("abcd ab", { addSpecialTokens: true })]).toEqual([1, 9, 6, 7, 8]);
+    expect([...tokenizer.encode("abcd ab", { addSpecialTokens: false })]).toEqual([9, 6, 7, 8]);
+    expect([...tokenizer.encode("ab</s>c", { addSpecialTokens: false })]).toEqual([8, 2, 5]);
+    expect([...tokenizer.encode("", { addSpecialTokens: false })]).toEqual([]);
+    expect(tokenizer.decode([9, 6, 7, 8])).toBe("abcd ab");
+    expect(tokenizer.decode([1, 9], { skipSpecialTokens: true })).toBe("abc");
+    expect(tokenizer.decode([])).toBe("");
+    expect(() => tokenizer.decode([9, 77])).toThrowError(expect.objectContaining({ code: "tokenizer/failed" }));
+  });
+
+  it("refuses half of a surrogate pair, and takes a whole one", async () => {
+    await write("tokenizer.json", tokenizerJson());
+    const tokenizer = await loadTokenizer(dir);
+    for (const text of ["a\ud800", "\udc00a", "a\udc00\ud800b"]) {
+      expect(() => tokenizer.encode(text, { addSpecialTokens: false })).toThrowError(
+        expect.objectContaining({ code: "tokenizer/bad-text" }),
+      );
+    }
+    expect(tokenizer.encode("a\ud83d\ude42", { addSpecialTokens: false })[0]).toBe(3);
+  });
+
+  it("refuses a token outside the vocabulary when there is no unknown token", async () => {
+    const model = { type: "WordLevel", vocab: { a: 0, b: 1 } };
+    await write(
+      "tokenizer.json",
+      tokenizerJson({ added_tokens: [], model, post_processor: null, pre_tokenizer: null }),
+    );
+    const tokenizer = await loadTokenizer(dir);
+    expect([...tokenizer.encode("b", { addSpecialTokens: true })]).toEqual([1]);
+    expect(() => tokenizer.encode("zzz", { addSpecialTokens: true })).toThrowError(/no unknown token/);
+  });
+});
+
+describe("what a tokenizer says about itself", () => {
+  it("knows BOS by what encoding does, not by the config's word", async () => {
+    await write("tokenizer.json", tokenizerJson({ post_processor: textThenEos }));
+    await write("tokenizer_config.json", { bos_token: "<s>", add_bos_token: true });
+    const tokenizer = await loadTokenizer(dir);
+    expect(tokenizer).toMatchObject({ addsBos: false, prefixIds: [], bosToken: "<s>" });
+    expect([...tokenizer.encode("ab", { addSpecialTokens: true })]).toEqual([8, 2]);
+
+    await write("tokenizer.json", tokenizerJson());
+    expect(await loadTokenizer(dir)).toMatchObject({ addsBos: true, prefixIds: [1] });
+  });
+
+  it("takes names from special_tokens_map.json where the config lacks them; strings and {content} alike", async () => {
+    await write("tokenizer.json", tokenizerJson());
+    expect(await loadTokenizer(dir)).toMatchObject({ bosToken: null, eosToken: null });
+    await write("special_tokens_map.json", { bos_token: { content: "<s>", lstrip: false }, eos_token: "</s>" });
+    expect(await loadTokenizer(dir)).toMatchObject({ bosToken: "<s>", eosToken: "</s>" });
+    await write("tokenizer_config.json", { eos_token: { content: "<unk>" } });
+    expect(await loadTokenizer(dir)).toMatchObject({ bosToken: "<s>", eosToken: "<unk>" });
+  });
+
+  it("adds the special tokens that only the config has, and lets its flags win", async () => {
+    await write("tokenizer.json", tokenizerJson());
+    const added_tokens_decoder = {
+      "2": { content: "</s>", special: true, rstrip: true },
+      "10": { content: "<|end|>", special: true },
+      "3": { content: "<|taken|>", special: true },
+    };
+    await write("tokenizer_config.json", { added_tokens_decoder });
+    const tokenizer = await loadTokenizer(dir);
+    expect([...tokenizer.encode("a<|end|>b</s> c", { addSpecialTokens: false })]).toEqual([3, 10, 4, 2, 5]);
+    expect(tokenizer).toMatchObject({ vocabSize: 11, baseVocabSize: 10 });
+    expect(tokenizer.specialTokens.map((token) => token.content)).toContain("<|end|>");
+  });
+
+  it("sorts special tokens by id and leaves out added tokens that are not special", async () => {
+    const added = [special(2, "</s>"), special(1, "<s>"), { id: 10, content: "word", special: false }];
+    await write("tokenizer.json", tokenizerJson({ added_tokens: added }));
+    const tokenizer = await loadTokenizer(dir);
+    expect(tokenizer.specialTokens).toEqual([
+      { id: 1, content: "<s>" },
+      { id: 2, content: "</s>" },
+    ]);
+  });
+});
+
+describe("a vocabulary that is not the model's", () => {
+  it("is refused when ordinary tokens lie beyond the embeddings, and ids are checked one by one", async () => {
+    await write("tokenizer.json", tokenizerJson({ added_tokens: [special(1, "<s>"), special(20, "<image>")] }));
+    const tokenizer = await loadTokenizer(dir);
+    expect(tokenizer.vocabSize).toBe(21);
+    expect(() => checkVocabulary(tokenizer, 10)).not.toThrow();
+    expect(() => checkVocabulary(tokenizer, 9)).toThrowError(expect.objectContaining({ code: "tokenizer/mismatch" }));
+    expect(() => checkIds(tokenizer.encode("a<image>", { addSpecialTokens: true }), 20)).toThrowError(
+      /token 2 .* id 20/,
+    );
+    expect(() => checkIds([0, 19], 20)).not.toThrow();
+    expect(() => checkIds([-1], 20)).toThrowError(expect.objectContaining({ code: "tokenizer/mismatch" }));
+  });
+});
+
+describe("files that cannot be used", () => {
+  const code = async () => {
+    const thrown: unknown = await loadTokenizer(dir).catch((error: unknown) => error);
+    return (thrown as { code: string }).code;
+  };
+
+  it("a missing tokenizer.json says what works without one", async () => {
+    await expect(loadTokenizer(dir)).rejects.toMatchObject({
+      code: "tokenizer/missing",
+      fix: expect.stringContaining('{"ids": [...]}'),
+    });
+  });
+
+  it.each([
+    ["no JSON", "{", "tokenizer/bad-json"],
+    ["an array", "[]", "tokenizer/bad-json"],
+    ["no model", "{}", "tokenizer/bad-json"],
+    [
+      "added tokens without content",
+      JSON.stringify(tokenizerJson({ added_tokens: [{ id: 3 }] })),
+      "tokenizer/bad-json",
+    ],
+    ["an unknown model", JSON.stringify(tokenizerJson({ model: { type: "New" } })), "tokenizer/unsupported"],
+    ["an unknown normalizer", JSON.stringify(tokenizerJson({ normalizer: { type: "New" } })), "tokenizer/unsupported"],
+    [
+      "an id of four thousand million",
+      JSON.stringify(tokenizerJson({ model: { type: "BPE", vocab: { a: 4e9 }, merges: [] } })),
+      "tokenizer/unsupported",
+    ],
+  ])("%s", async (_what, content, expected) => {
+    await write("tokenizer.json", content);
+    expect(await code()).toBe(expected);
+  });
+
+  it("bytes that are not UTF-8, a bad config, and a file past the bound", async () => {
+    await writeFile(join(dir, "tokenizer.json"), Uint8Array.of(0x7b, 0xff, 0x7d));
+    expect(await code()).toBe("tokenizer/bad-json");
+    await write("tokenizer.json", tokenizerJson());
+    await write("tokenizer_config.json", "{");
+    expect(await code()).toBe("tokenizer/bad-json");
+    const sparse = await open(join(dir, "tokenizer.json"), "w");
+    await sparse.truncate(257 * 2 ** 20);
+    await sparse.close();
+    await expect(loadTokenizer(dir)).rejects.toThrowError(/at most 268435456/);
+  });
+});
+
+const SHARED = new URL("../../../shared/models/", import.meta.url).pathname;
+for (const model of ["demo", "stories260k", "tinystories-656k"]) {
+  const folder = join(SHARED, model);
+  describe.skipIf(!existsSync(folder))(`../shared/models/${model} (skipped where that folder is absent)`, () => {
+    it("gives the ids of transformers", async () => {
+      const golden = JSON.parse(readFileSync(join(folder, "golden.json"), "utf8"));
+      const tokenizer = await loadTokenizer(folder);
+      expect(tokenizer.addsBos).toBe(true);
+      for (const { text, templated, ids } of golden.sequences ?? golden.texts) {
+        const encoded = tokenizer.encode(text ?? templated, { addSpecialTokens: text !== undefined });
+        expect([...encoded]).toEqual(ids);
+      }
+    });
+  });
+}

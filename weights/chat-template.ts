@@ -1,0 +1,353 @@
+/**
+ * A model's chat template, rendered as transformers renders it (trim_blocks, lstrip_blocks, loop controls, `tojson`
+ * without HTML escapes), with two differences: the clock is fixed, so that outputs can be repeated, and a template
+ * comes from a stranger, so its work is bounded.
+ */
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { createContext, Script } from "node:vm";
+import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
+import { z } from "zod";
+import { messageOf, StratumError } from "../errors.ts";
+import { isSystemError, statRegular, unreadable } from "./json.ts";
+import { readOptionalJson, readTokenizerConfig, type SpecialToken, type Tokenizer } from "./tokenizer.ts";
+
+/** The largest published templates have about 30 thousand characters. */
+const MAX_SOURCE = 2 ** 20;
+const MAX_OUTPUT = 2 ** 25;
+/** Longest list and longest `range`; Jinja's own sandbox draws the line of `range` at the same place. */
+const MAX_ITEMS = 100_000;
+/** The demo template takes 19 steps a message: a thousand messages may cost fifty times as much each. */
+const MAX_STEPS = 1_000_000;
+const MAX_MILLISECONDS = 10_000;
+
+/** The day that templates see as today, unless another is asked for. */
+export const DEFAULT_DATE = "2026-01-01";
+
+/** One turn. Fields beyond role and content (`name`, ...) reach the template untouched. */
+export interface Message {
+  readonly role: string;
+  readonly content: string;
+  readonly [field: string]: unknown;
+}
+
+export interface RenderOptions {
+  readonly addGenerationPrompt: boolean;
+  /** `YYYY-MM-DD`, what the template's clock shows (at 00:00:00); default {@link DEFAULT_DATE}. */
+  readonly date?: string | undefined;
+}
+
+export interface Rendered {
+  readonly text: string;
+  /** The template asked for the date: outputs depend on `date` and should record it. */
+  readonly usedClock: boolean;
+}
+
+export interface ChatTemplate {
+  /** The Jinja source, for hashes and records. */
+  readonly source: string;
+  /**
+   * @throws StratumError `template/failed` with the template's own words when it refuses the messages,
+   *   `template/too-expensive` past the bounds on steps, time and output, `template/bad-date`.
+   */
+  render(messages: readonly Message[], options: RenderOptions): Rendered;
+}
+
+const namedSchema = z.array(z.object({ name: z.string(), template: z.string() }));
+const templateSchema = z.union([z.string(), namedSchema, z.record(z.string(), z.string())]).nullish();
+const templateFileSchema = z.looseObject({ chat_template: templateSchema });
+
+/**
+ * The chat template of a Hugging Face model directory, or null where it has none: `chat_template.jinja`, else
+ * `tokenizer_config.json`, else `chat_template.json`; among named templates the one called `default`.
+ *
+ * @throws StratumError `template/bad-syntax`, `template/too-large`, `template/no-default`, `template/bad-json`,
+ *   `template/bad-text`, `template/too-expensive`, `tokenizer/bad-json`, `file/unreadable`, `file/not-a-file`.
+ */
+export async function loadChatTemplate(dir: string): Promise<ChatTemplate | null> {
+  const config = await readTokenizerConfig(dir);
+  const source =
+    (await readSource(join(dir, "chat_template.jinja"))) ??
+    defaultTemplate(config.raw["chat_template"], join(dir, "tokenizer_config.json")) ??
+    defaultTemplate(
+      (await readOptionalJson(join(dir, "chat_template.json"), templateFileSchema, "template/bad-json"))?.chat_template,
+      join(dir, "chat_template.json"),
+    );
+  return source === null ? null : compileChatTemplate(source, config.tokens);
+}
+
+/**
+ * A chat template from its source.
+ *
+ * @param tokens - special tokens by name (`bos_token`, ...), variables of the template.
+ * @param maxMilliseconds - what parsing, and each rendering, may take.
+ * @throws StratumError `template/bad-syntax`, `template/too-large`, `template/too-expensive`.
+ */
+export function compileChatTemplate(
+  source: string,
+  tokens: Readonly<Record<string, string>> = {},
+  maxMilliseconds: number = MAX_MILLISECONDS,
+): ChatTemplate {
+  if (source.length > MAX_SOURCE) throw tooLarge(source.length);
+  const program = bounded(maxMilliseconds, "template/bad-syntax", "the chat template cannot be parsed", () =>
+    // As in Jinja, whatever ends the lines of the source.
+    parse(tokenize(source.replace(/\r\n?/g, "\n"), { lstrip_blocks: true, trim_blocks: true })),
+  );
+
+  return {
+    source,
+    render: (messages, { addGenerationPrompt, date = DEFAULT_DATE }) => {
+      const today = parseDate(date);
+      let usedClock = false;
+      const scope = new Environment();
+      const globals = {
+        ...tokens,
+        true: true,
+        True: true,
+        false: false,
+        False: false,
+        none: null,
+        None: null,
+        raise_exception: (message: unknown) => {
+          throw new StratumError(
+            "template/failed",
+            `the chat template refuses these messages: ${String(message)}`,
+            "change the messages to what the template accepts (often: no system message, roles in turn)",
+          );
+        },
+        range: boundedRange,
+        strftime_now: (format: unknown) => {
+          usedClock = true;
+          return strftime(today, String(format));
+        },
+        messages,
+        tools: null,
+        documents: null,
+        add_generation_prompt: addGenerationPrompt,
+      };
+      for (const [name, value] of Object.entries(globals)) scope.set(name, value);
+      const text = bounded(maxMilliseconds, "template/failed", "the chat template failed", () => {
+        const rendered: unknown = boundedInterpreter(scope).run(program).value;
+        return typeof rendered === "string" ? rendered : "";
+      });
+      return { text, usedClock };
+    },
+  };
+}
+
+/**
+ * The first special token that the template writes after an assistant's turn (pooling `end` reads the state there).
+ *
+ * @throws StratumError `template/no-end-token` when no special token follows; and the errors of `render`.
+ */
+export function assistantEnd(template: ChatTemplate, tokenizer: Tokenizer): SpecialToken {
+  // Letters and digits alone: templates trim, strip and split content at other characters.
+  const sentinel = "stratumEndSentinel7c41";
+  const conversation = [
+    { role: "user", content: "Hello" },
+    { role: "assistant", content: sentinel },
+  ];
+  const { text } = template.render(conversation, { addGenerationPrompt: false });
+  const at = text.lastIndexOf(sentinel);
+  const tail = at < 0 ? "" : text.slice(at + sentinel.length);
+  let first: SpecialToken | undefined;
+  let firstAt = Number.POSITIVE_INFINITY;
+  for (const token of tokenizer.specialTokens) {
+    const found = tail.indexOf(token.content);
+    const longer = found === firstAt && token.content.length > (first?.content.length ?? 0);
+    if (found >= 0 && (found < firstAt || longer)) {
+      first = token;
+      firstAt = found;
+    }
+  }
+  if (first === undefined) {
+    throw new StratumError(
+      "template/no-end-token",
+      at < 0
+        ? "the chat template does not write an assistant's content as it is"
+        : `the chat template writes no special token after an assistant's content, only ${JSON.stringify(tail.slice(0, 80))}`,
+      "use --pooling last or --pooling mean with this model",
+    );
+  }
+  return first;
+}
+
+async function readSource(path: string): Promise<string | null> {
+  try {
+    const { size } = await statRegular(path);
+    // At most four bytes a character.
+    if (size > 4 * MAX_SOURCE) throw tooLarge(size);
+    return new TextDecoder("utf-8", { fatal: true }).decode(await readFile(path));
+  } catch (cause) {
+    if (cause instanceof StratumError) throw cause;
+    if (isSystemError(cause, "ENOENT", "ENOTDIR")) return null;
+    if (!(cause instanceof TypeError)) throw unreadable(path, cause);
+    throw new StratumError("template/bad-text", `${path} is not UTF-8 text`, "download the file again", cause);
+  }
+}
+
+function tooLarge(size: number): StratumError {
+  return new StratumError(
+    "template/too-large",
+    `the chat template has a size of ${size}; at most ${MAX_SOURCE} characters are read`,
+    "check chat_template.jinja, or remove it to rank without a template",
+  );
+}
+
+function defaultTemplate(value: unknown, path: string): string | null {
+  const parsed = templateSchema.safeParse(value);
+  if (!parsed.success) {
+    throw new StratumError(
+      "template/bad-json",
+      `${path}: chat_template is neither text nor a list of named templates`,
+      "write the template to chat_template.jinja",
+    );
+  }
+  const template = parsed.data ?? null;
+  if (template === null || typeof template === "string") return template;
+  const named = new Map(
+    Array.isArray(template) ? template.map((entry) => [entry.name, entry.template]) : Object.entries(template),
+  );
+  const chosen = named.get("default");
+  if (chosen !== undefined) return chosen;
+  if (named.size === 0) return null;
+  throw new StratumError(
+    "template/no-default",
+    `${path} has the templates ${[...named.keys()].join(", ")}, and none is called default`,
+    "write the one to use to chat_template.jinja",
+  );
+}
+
+const context = createContext({ task: undefined });
+const script = new Script("task()");
+
+/** Runs synchronous work under a clock: V8 stops it, wherever it is, and the process goes on. */
+function bounded<T>(timeout: number, code: "template/failed" | "template/bad-syntax", what: string, work: () => T): T {
+  const result: T[] = [];
+  context["task"] = () => {
+    result.push(work());
+  };
+  try {
+    script.runInContext(context, { timeout, displayErrors: false });
+  } catch (cause) {
+    if (cause instanceof StratumError) throw cause;
+    if ((cause as NodeJS.ErrnoException).code === "ERR_SCRIPT_EXECUTION_TIMEOUT") {
+      throw tooExpensive(`ran for more than ${timeout} ms`);
+    }
+    throw new StratumError(
+      code,
+      `${what}: ${messageOf(cause)}`,
+      "check chat_template.jinja against the model's page, or remove it to rank without a template",
+      cause,
+    );
+  } finally {
+    context["task"] = undefined;
+  }
+  return result[0] as T;
+}
+
+/** What is used of the library's interpreter: its published types do not resolve under Node's module rules. */
+type Evaluate = (statement: unknown, scope: unknown) => { readonly value: unknown };
+
+/** The clock alone would make the bound depend on the machine's speed, and would let memory run out first. */
+function boundedInterpreter(scope: Environment): Interpreter {
+  const interpreter = new Interpreter(scope);
+  const evaluate: Evaluate = interpreter.evaluate.bind(interpreter);
+  let steps = 0;
+  const counted: Evaluate = (statement, environment) => {
+    if (++steps > MAX_STEPS) throw tooExpensive(`took more than ${MAX_STEPS} steps`);
+    const result = evaluate(statement, environment);
+    const { value } = result;
+    if (typeof value === "string" && value.length > MAX_OUTPUT) {
+      throw tooExpensive(`built a text of more than ${MAX_OUTPUT} characters`);
+    }
+    if (Array.isArray(value) && value.length > MAX_ITEMS) {
+      throw tooExpensive(`built a list of more than ${MAX_ITEMS} items`);
+    }
+    return result;
+  };
+  interpreter.evaluate = counted;
+  return interpreter;
+}
+
+function boundedRange(first: unknown, second?: unknown, step: unknown = 1): number[] {
+  const [start, stop] = second === undefined ? [0, first] : [first, second];
+  if (!Number.isInteger(start) || !Number.isInteger(stop) || !Number.isInteger(step) || step === 0) {
+    throw new Error("range() takes integers and a step that is not zero");
+  }
+  const by = Number(step);
+  const from = Number(start);
+  const count = Math.max(0, Math.ceil((Number(stop) - from) / by));
+  if (count > MAX_ITEMS) throw tooExpensive(`asked for a range of ${count} items, at most ${MAX_ITEMS} are given`);
+  return Array.from({ length: count }, (_, i) => from + i * by);
+}
+
+function tooExpensive(what: string): StratumError {
+  return new StratumError(
+    "template/too-expensive",
+    `the chat template ${what}`,
+    "shorten the conversation; if it is short, do not trust this template",
+  );
+}
+
+function parseDate(date: string): Date {
+  const parsed = /^\d{4}-\d{2}-\d{2}$/.test(date) ? new Date(`${date}T00:00:00Z`) : new Date(Number.NaN);
+  if (Number.isNaN(parsed.getTime()) || parsed.toISOString().slice(0, 10) !== date) {
+    throw new StratumError("template/bad-date", `${JSON.stringify(date)} is not a day`, "write it as 2026-01-31");
+  }
+  return parsed;
+}
+
+const DAYS = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const MONTHS = "January February March April May June July August September October November December".split(" ");
+
+/** C's strftime in the C locale, at midnight UTC; a code that it does not know stays as written, as in glibc. */
+function strftime(date: Date, format: string): string {
+  const day = date.getUTCDate();
+  const month = date.getUTCMonth();
+  const year = date.getUTCFullYear();
+  const weekday = date.getUTCDay();
+  const dayOfYear = Math.round((date.getTime() - Date.UTC(year, 0, 1)) / 86_400_000) + 1;
+  const padded = (value: number, width = 2) => String(value).padStart(width, "0");
+  const dayName = DAYS[weekday] ?? "";
+  const monthName = MONTHS[month] ?? "";
+  const codes: Readonly<Record<string, string>> = {
+    a: dayName.slice(0, 3),
+    A: dayName,
+    b: monthName.slice(0, 3),
+    B: monthName,
+    c: `${dayName.slice(0, 3)} ${monthName.slice(0, 3)} ${String(day).padStart(2)} 00:00:00 ${padded(year, 4)}`,
+    d: padded(day),
+    e: String(day).padStart(2),
+    f: "000000",
+    F: `${padded(year, 4)}-${padded(month + 1)}-${padded(day)}`,
+    h: monthName.slice(0, 3),
+    H: "00",
+    I: "12",
+    j: padded(dayOfYear, 3),
+    m: padded(month + 1),
+    M: "00",
+    p: "AM",
+    R: "00:00",
+    S: "00",
+    T: "00:00:00",
+    u: String(weekday === 0 ? 7 : weekday),
+    w: String(weekday),
+    x: `${padded(month + 1)}/${padded(day)}/${padded(year % 100)}`,
+    X: "00:00:00",
+    y: padded(year % 100),
+    Y: padded(year, 4),
+    z: "",
+    Z: "",
+    "%": "%",
+    "-d": String(day),
+    "-m": String(month + 1),
+    "-H": "0",
+    "-I": "12",
+    "-M": "0",
+    "-S": "0",
+    "-j": String(dayOfYear),
+  };
+  return format.replace(/%(-?[A-Za-z%])/g, (written, code: string) => codes[code] ?? written);
+}

@@ -1,0 +1,305 @@
+/**
+ * A model's tokenizer, read from a Hugging Face directory. Ids are those that transformers gives: `tokenizer.json`
+ * alone decides them; `tokenizer_config.json` only names special tokens and adds the ones the first file lacks.
+ */
+
+import { join } from "node:path";
+import { Tokenizer as HubTokenizer } from "@huggingface/tokenizers";
+import { z } from "zod";
+import { messageOf, StratumError } from "../errors.ts";
+import { readJsonFile } from "./json.ts";
+
+/** Larger files are refused before they are read; the largest published tokenizer.json (256k entries) is about 35 MB. */
+const MAX_FILE_BYTES = 256 * 2 ** 20;
+/** A larger id would make the library's tables sparse; the largest published vocabularies stay near one million. */
+const MAX_ID = 2 ** 24;
+
+/** Matches half of a surrogate pair: text that no UTF-8 file, and so no reference tokenizer, can hold. */
+export const LONE_SURROGATE = /\p{Surrogate}/u;
+
+/** A token that text splits at before anything else. */
+export interface SpecialToken {
+  readonly id: number;
+  readonly content: string;
+}
+
+export interface Tokenizer {
+  /**
+   * Token ids of a text, `(T)`. Special tokens written out in the text become their ids, as in transformers.
+   *
+   * @throws StratumError `tokenizer/bad-text` for half of a surrogate pair, `tokenizer/failed` when the text cannot be encoded.
+   */
+  encode(text: string, options: { readonly addSpecialTokens: boolean }): Int32Array;
+  /** The text of ids. @throws StratumError `tokenizer/failed` for an id outside the vocabulary. */
+  decode(ids: ArrayLike<number>, options?: { readonly skipSpecialTokens?: boolean }): string;
+  readonly bosToken: string | null;
+  readonly eosToken: string | null;
+  /** Whether encoding with special tokens puts BOS first. */
+  readonly addsBos: boolean;
+  /** What encoding with special tokens puts before a text: `[BOS]` where `addsBos`, else empty. */
+  readonly prefixIds: readonly number[];
+  /** Highest id + 1, added tokens included. */
+  readonly vocabSize: number;
+  /** Highest id + 1 of the tokens that ordinary text can reach (added tokens left out). */
+  readonly baseVocabSize: number;
+  readonly specialTokens: readonly SpecialToken[];
+}
+
+/** `tokenizer_config.json` as written, and every named special token (`bos_token`, `eos_token`, ...) of the directory. */
+export interface TokenizerConfig {
+  readonly raw: Readonly<Record<string, unknown>>;
+  readonly tokens: Readonly<Record<string, string>>;
+}
+
+const addedTokenSchema = z.looseObject({ id: z.int().min(0).max(MAX_ID), content: z.string().min(1) });
+const tokenizerSchema = z.looseObject({
+  added_tokens: z.array(addedTokenSchema).nullish(),
+  model: z.looseObject({}),
+});
+const objectSchema = z.looseObject({});
+const tokenValueSchema = z.union([
+  z.string(),
+  z.looseObject({ content: z.string() }).transform((token) => token.content),
+]);
+const flagsSchema = z.object({
+  content: z.string().min(1),
+  lstrip: z.boolean().default(false),
+  rstrip: z.boolean().default(false),
+  normalized: z.boolean().default(false),
+  single_word: z.boolean().default(false),
+  special: z.boolean().default(false),
+});
+
+/**
+ * A JSON file checked by a schema, or null where there is none.
+ *
+ * @throws StratumError `bad` when it is too large, no JSON or not of that shape; `file/unreadable`, `file/not-a-file`.
+ */
+export async function readOptionalJson<T>(
+  path: string,
+  schema: z.ZodType<T>,
+  bad: "tokenizer/bad-json" | "template/bad-json",
+): Promise<T | null> {
+  const fix = "download the file again";
+  let value: unknown;
+  try {
+    value = await readJsonFile(path, {
+      what: "this part of the tokenizer",
+      maxBytes: MAX_FILE_BYTES,
+      missing: "file/missing",
+      bad,
+      fix,
+    });
+  } catch (thrown) {
+    if (thrown instanceof StratumError && thrown.code === "file/missing") return null;
+    throw thrown;
+  }
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0];
+  const where = issue === undefined ? "" : ` at '${issue.path.join(".")}': ${issue.message}`;
+  throw new StratumError(bad, `${path} has an unexpected shape${where}`, fix, parsed.error);
+}
+
+/**
+ * Named special tokens of a model directory; `tokenizer_config.json` wins over `special_tokens_map.json`. Both may be absent.
+ *
+ * @throws StratumError `tokenizer/bad-json`, `file/unreadable`, `file/not-a-file`.
+ */
+export async function readTokenizerConfig(dir: string): Promise<TokenizerConfig> {
+  const raw = (await readOptionalJson(join(dir, "tokenizer_config.json"), objectSchema, "tokenizer/bad-json")) ?? {};
+  const map = (await readOptionalJson(join(dir, "special_tokens_map.json"), objectSchema, "tokenizer/bad-json")) ?? {};
+  const extra = objectSchema.safeParse(raw["extra_special_tokens"]).data ?? {};
+  const tokens: Record<string, string> = {};
+  for (const [name, value] of Object.entries({ ...map, ...extra, ...raw })) {
+    const token = name.endsWith("_token") ? tokenValueSchema.safeParse(value) : undefined;
+    if (token?.success) tokens[name] = token.data;
+  }
+  return { raw, tokens };
+}
+
+/**
+ * The tokenizer of a Hugging Face model directory.
+ *
+ * @throws StratumError `tokenizer/missing`, `tokenizer/bad-json`, `tokenizer/unsupported` when the library cannot build it,
+ *   `file/unreadable`, `file/not-a-file`.
+ */
+export async function loadTokenizer(dir: string): Promise<Tokenizer> {
+  const path = join(dir, "tokenizer.json");
+  const json = await readOptionalJson(path, tokenizerSchema, "tokenizer/bad-json");
+  if (json === null) {
+    throw new StratumError(
+      "tokenizer/missing",
+      `${dir} has no tokenizer.json`,
+      'add the model\'s tokenizer.json, or run `extract` on {"ids": [...]} lines, which needs none',
+    );
+  }
+  const config = await readTokenizerConfig(dir);
+  const addedTokens = mergeAddedTokens(json.added_tokens ?? [], config.raw["added_tokens_decoder"]);
+  const baseVocabSize = baseVocabulary(path, json.model["vocab"], new Set(addedTokens.map((token) => token.content)));
+  const vocabSize = addedTokens.reduce((size, token) => Math.max(size, token.id + 1), baseVocabSize);
+  const eosToken = config.tokens["eos_token"] ?? null;
+
+  let hub: HubTokenizer;
+  try {
+    // Only what the Rust tokenizer also reads: the library would apply options of the config that transformers ignores.
+    hub = new HubTokenizer(
+      {
+        normalizer: null,
+        pre_tokenizer: null,
+        post_processor: null,
+        decoder: null,
+        ...json,
+        added_tokens: addedTokens,
+      },
+      { eos_token: eosToken ?? undefined },
+    );
+  } catch (cause) {
+    throw unsupported(path, cause);
+  }
+
+  const encode: Tokenizer["encode"] = (text, { addSpecialTokens }) => {
+    if (LONE_SURROGATE.test(text)) {
+      throw new StratumError(
+        "tokenizer/bad-text",
+        `half of a surrogate pair at character ${text.search(LONE_SURROGATE)}: not Unicode text`,
+        "remove or complete the \\uD800-\\uDFFF escape",
+      );
+    }
+    let ids: number[];
+    try {
+      ids = hub.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+    } catch (cause) {
+      throw new StratumError(
+        "tokenizer/failed",
+        `the tokenizer failed on a text of ${text.length} characters: ${messageOf(cause)}`,
+        "shorten the text, or pass token ids",
+        cause,
+      );
+    }
+    // The library's result is undefined for a token outside the vocabulary when no unknown token is set.
+    const unknown = ids.findIndex((id) => !Number.isInteger(id));
+    if (unknown >= 0) {
+      throw new StratumError(
+        "tokenizer/failed",
+        `token ${unknown} of the text is not in the vocabulary and the tokenizer has no unknown token`,
+        "check that tokenizer.json belongs to this model",
+      );
+    }
+    return Int32Array.from(ids);
+  };
+
+  const prefixIds = findPrefix(path, encode);
+  return {
+    encode,
+    decode: (ids, options = {}) => {
+      const list = Array.from(ids);
+      const bad = list.find((id) => hub.id_to_token(id) === undefined);
+      if (bad !== undefined) {
+        throw new StratumError("tokenizer/failed", `no token has the id ${bad}`, `use ids below ${vocabSize}`);
+      }
+      if (list.length === 0) return "";
+      return hub.decode(list, {
+        skip_special_tokens: options.skipSpecialTokens ?? false,
+        clean_up_tokenization_spaces: false,
+      });
+    },
+    bosToken: config.tokens["bos_token"] ?? null,
+    eosToken,
+    addsBos: prefixIds.length > 0,
+    prefixIds,
+    vocabSize,
+    baseVocabSize,
+    specialTokens: addedTokens
+      .filter((token) => token["special"] === true)
+      .map(({ id, content }) => ({ id, content }))
+      .sort((a, b) => a.id - b.id),
+  };
+}
+
+/**
+ * Refuses a tokenizer whose ordinary tokens have no row in the model's embedding table. Added tokens may lie beyond it
+ * (published text-only Gemma 3 checkpoints have one such token); {@link checkIds} catches their use.
+ *
+ * @param vocab - V, rows of the embedding table.
+ * @throws StratumError `tokenizer/mismatch`.
+ */
+export function checkVocabulary(tokenizer: Tokenizer, vocab: number): void {
+  if (tokenizer.baseVocabSize <= vocab) return;
+  throw new StratumError(
+    "tokenizer/mismatch",
+    `the tokenizer gives ids up to ${tokenizer.baseVocabSize - 1}, the model has ${vocab} embeddings`,
+    "use the tokenizer.json that was published with this checkpoint",
+  );
+}
+
+/**
+ * Refuses ids without a row in the embedding table.
+ *
+ * @param ids - (T) token ids.
+ * @param vocab - V, rows of the embedding table.
+ * @throws StratumError `tokenizer/mismatch`.
+ */
+export function checkIds(ids: ArrayLike<number>, vocab: number): void {
+  for (let t = 0; t < ids.length; t++) {
+    const id = ids[t] ?? -1;
+    if (id >= 0 && id < vocab) continue;
+    throw new StratumError(
+      "tokenizer/mismatch",
+      `token ${t} has the id ${id}, the model has ${vocab} embeddings`,
+      "use the tokenizer.json and the ids that belong to this checkpoint",
+    );
+  }
+}
+
+type AddedToken = z.infer<typeof addedTokenSchema>;
+
+/** transformers re-adds the config's tokens over those of tokenizer.json: the config's flags win, its new tokens are added. */
+function mergeAddedTokens(tokens: readonly AddedToken[], decoder: unknown): AddedToken[] {
+  const merged = new Map(tokens.map((token) => [token.content, token]));
+  const taken = new Set(tokens.map((token) => token.id));
+  for (const [key, value] of Object.entries(objectSchema.safeParse(decoder).data ?? {})) {
+    const id = Number(key);
+    const flags = flagsSchema.safeParse(value).data;
+    if (flags === undefined || !Number.isInteger(id) || id < 0 || id > MAX_ID) continue;
+    const known = merged.get(flags.content);
+    if (known === undefined && taken.has(id)) continue;
+    merged.set(flags.content, { ...known, ...flags, id: known?.id ?? id });
+  }
+  return [...merged.values()];
+}
+
+function baseVocabulary(path: string, vocab: unknown, added: ReadonlySet<string>): number {
+  if (Array.isArray(vocab)) return vocab.length;
+  let size = 0;
+  for (const [token, id] of Object.entries(objectSchema.safeParse(vocab).data ?? {})) {
+    if (typeof id !== "number" || !Number.isInteger(id) || id < 0 || id > MAX_ID) {
+      throw unsupported(path, new Error(`token ${JSON.stringify(token)} has the id ${JSON.stringify(id)}`));
+    }
+    if (id >= size && !added.has(token)) size = id + 1;
+  }
+  return size;
+}
+
+/** What encoding with special tokens puts before a text; known only by trying, as post-processors come in many kinds. */
+function findPrefix(path: string, encode: Tokenizer["encode"]): readonly number[] {
+  try {
+    const plain = encode("a", { addSpecialTokens: false });
+    const whole = encode("a", { addSpecialTokens: true });
+    for (let start = 0; start + plain.length <= whole.length; start++) {
+      if (plain.every((id, t) => whole[start + t] === id)) return [...whole.subarray(0, start)];
+    }
+    throw new Error("its post-processor changes the tokens of the text itself");
+  } catch (cause) {
+    throw unsupported(path, cause);
+  }
+}
+
+function unsupported(path: string, cause: unknown): StratumError {
+  return new StratumError(
+    "tokenizer/unsupported",
+    `cannot build a tokenizer from ${path}: ${messageOf(cause)}`,
+    "check that the file is complete; `extract` on token ids needs no tokenizer",
+    cause,
+  );
+}
