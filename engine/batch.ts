@@ -9,6 +9,8 @@ import { MIN_SEQUENCE_ROWS } from "./plan.ts";
 export interface SequenceGroup {
   /** (T) token ids each; none is empty. */
   readonly sequences: readonly Int32Array[];
+  /** The first sequence is needed beside every other: a group that is cut repeats it. */
+  readonly anchored?: boolean;
 }
 
 /** Where a sequence lies in a batch: its token t is row `prefixStart + t` below `prefixLength`, else `ownStart + t - prefixLength`. */
@@ -70,20 +72,26 @@ function chunkOf(
  * Cuts a group into chunks that cost at most `budget` rows; each repeats what its members share. A sequence that costs
  * more is a chunk of its own: the caller decides whether that runs.
  */
-function chunksOf(group: number, { sequences }: SequenceGroup, budget: number, share: boolean): Chunk[] {
+function chunksOf(
+  group: number,
+  { sequences, anchored = false }: SequenceGroup,
+  budget: number,
+  share: boolean,
+): Chunk[] {
   const all = sequences.map((ids, index) => [index, ids] as const);
+  const anchor = anchored ? all.slice(0, 1) : [];
   const whole = chunkOf(group, all, share);
   if (whole.cost <= budget || all.length === 1) return [whole];
   const chunks: Chunk[] = [];
-  for (let first = 0; first < all.length; ) {
+  for (let first = anchor.length; first < all.length; ) {
     // The cost grows with the members: search the longest run that fits.
     let [fits, fails] = [first + 1, all.length + 1];
     while (fails - fits > 1) {
       const middle = (fits + fails) >> 1;
-      if (chunkOf(group, all.slice(first, middle), share).cost <= budget) fits = middle;
+      if (chunkOf(group, [...anchor, ...all.slice(first, middle)], share).cost <= budget) fits = middle;
       else fails = middle;
     }
-    chunks.push(chunkOf(group, all.slice(first, fits), share));
+    chunks.push(chunkOf(group, [...anchor, ...all.slice(first, fits)], share));
     first = fits;
   }
   return chunks;

@@ -260,8 +260,66 @@ export function planWorkspace(spec: ModelSpec, { rows, taps, output }: Workspace
   );
 }
 
+/** Rows of a batch where nothing else is asked for. */
+export const DEFAULT_BATCH_TOKENS = 2048;
+/** A default budget grows for a single long sequence or list up to this many rows. */
+const MAX_GROWN_ROWS = 32768;
+
+/** The budget of a batch, and how far it may grow. */
+export interface BatchBudget {
+  readonly budget: number;
+  readonly maxBudget: number;
+}
+
+/**
+ * The rows of a batch: `batchTokens`, a hard bound, or the default, which grows for longer sequences and lists as far
+ * as the adapter allows.
+ * @throws {StratumError} `usage/batch-tokens`
+ */
+export function batchBudget(spec: ModelSpec, limits: DeviceLimits, batchTokens?: number): BatchBudget {
+  const limit = maxRows(spec, limits);
+  if (batchTokens === undefined) {
+    return { budget: Math.min(DEFAULT_BATCH_TOKENS, limit), maxBudget: Math.min(MAX_GROWN_ROWS, limit) };
+  }
+  if (Number.isInteger(batchTokens) && batchTokens >= MIN_SEQUENCE_ROWS && batchTokens <= limit) {
+    return { budget: batchTokens, maxBudget: batchTokens };
+  }
+  throw new StratumError(
+    "usage/batch-tokens",
+    `a batch of ${batchTokens} tokens is not possible here`,
+    `give --batch-tokens a whole number from ${MIN_SEQUENCE_ROWS} to ${limit}`,
+  );
+}
+
+/** What a whole run reads and holds. */
+export interface RunPlan {
+  readonly weights: WeightPlan;
+  readonly workspace: WorkspacePlan;
+  /** Rows of a batch. */
+  readonly rows: number;
+  /** Bytes of all buffers on the GPU. */
+  readonly bytes: number;
+}
+
+/**
+ * Plans a run and checks it against the adapter's limits. Nothing is read but headers, nothing uploaded.
+ * @throws {StratumError} `memory/buffer-limit`, `usage/batch-tokens`, and as `planWeights`
+ */
+export async function planRun(
+  checkpoint: Checkpoint,
+  spec: ModelSpec,
+  run: { readonly layers: readonly number[]; readonly output: RunOutput; readonly batchTokens?: number | undefined },
+  limits: DeviceLimits,
+): Promise<RunPlan> {
+  const { budget } = batchBudget(spec, limits, run.batchTokens);
+  const weights = await planWeights(checkpoint, spec, Math.max(...run.layers), limits);
+  const workspace = planWorkspace(spec, { rows: budget, taps: run.layers.length, output: run.output });
+  checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);
+  return { weights, workspace, rows: budget, bytes: weights.bytes + sumBytes([...workspace.values()]) };
+}
+
 /** The most rows of a batch that the adapter's limits allow, by the widest buffer. */
-export function maxRows(spec: ModelSpec, limits: DeviceLimits): number {
+function maxRows(spec: ModelSpec, limits: DeviceLimits): number {
   const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
   const width = 4 * Math.max(d, heads * headDim, 2 * kvHeads * headDim, ffn);
   return Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / width);

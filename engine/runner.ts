@@ -15,8 +15,8 @@ import {
 import type { LoadedModel } from "./model.ts";
 import { dispatch, type Pipeline } from "./pipelines.ts";
 import {
+  batchBudget,
   checkPlan,
-  maxRows,
   PARAM_SLOT_BYTES,
   type PlannedBuffer,
   paramSlots,
@@ -24,11 +24,6 @@ import {
   type RunOutput,
   sumBytes,
 } from "./plan.ts";
-
-/** Rows of a batch where nothing else is asked for. */
-export const DEFAULT_BATCH_TOKENS = 2048;
-/** A default budget grows for a single long sequence or list up to this many rows. */
-const MAX_GROWN_ROWS = 32768;
 
 export interface RunnerOptions {
   /** Layers to tap, in the order of the output; each at most the model's loaded depth. */
@@ -79,13 +74,9 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       "load the model at least to the deepest asked-for layer",
     );
   }
-  const limit = maxRows(spec, device.info.limits);
-  const hard = options.batchTokens;
-  if (hard !== undefined && (!Number.isInteger(hard) || hard < 8)) {
-    throw new StratumError("usage/batch-tokens", `a batch of ${hard} tokens`, "give a whole number of at least 8");
-  }
-  let budget = hard ?? Math.min(DEFAULT_BATCH_TOKENS, limit);
-  const maxBudget = hard ?? Math.min(MAX_GROWN_ROWS, limit);
+  const granted = batchBudget(spec, device.info.limits, options.batchTokens);
+  const { maxBudget } = granted;
+  let budget = granted.budget;
   let plan: readonly PlannedBuffer[] = [];
   let workspace = {} as Workspace;
 

@@ -155,6 +155,16 @@ export function emptyFileError(source: string): StratumError {
   );
 }
 
+/**
+ * A list from an object of the lists format.
+ *
+ * @param id - stands for a missing `id`.
+ * @throws StratumError `list/bad-shape`, `list/no-candidates`
+ */
+export function parseList(record: Fields, fallback: Id): List {
+  return toList(record, "id" in record ? check(id, record["id"], "id") : fallback);
+}
+
 function toList(record: Fields, id: Id): List {
   const hasInstruction = "instruction" in record;
   if (hasInstruction && "messages" in record) {

@@ -16,6 +16,7 @@ export interface RankedResult {
 export interface RankingRecord {
   readonly id: Id;
   readonly results: readonly RankedResult[];
+  readonly notes?: RankingNotes;
   readonly [field: string]: unknown;
 }
 
@@ -28,15 +29,27 @@ export interface RankingOptions {
   /** Keep the best n; all by default, and when there are fewer. */
   readonly topN?: number | undefined;
   readonly returnDocuments?: boolean | undefined;
+  /** What a reader of the scores must know; written as `notes` where there is any. */
+  readonly notes?: RankingNotes | undefined;
 }
 
-const RESERVED: readonly string[] = ["id", "results", "error"];
+/** What was unusual about a list's way to its states. */
+export interface RankingNotes {
+  /** The model has no chat template: the prompt is plain concatenation. */
+  readonly template?: "none";
+  /** The date that the template's clock showed. */
+  readonly date?: string;
+  /** Candidates that were cut to the model's length. */
+  readonly truncated?: readonly number[];
+}
+
+const RESERVED: readonly string[] = ["id", "results", "error", "notes"];
 
 /**
  * The record of a ranked list: candidates by falling score, ties by index.
  *
- * The list's unknown fields stand beside `results`. One named `results` or `error` would be taken for ours, so it is
- * written as `input_results` or `input_error`; if the line also has a field of that name, that one is kept and the
+ * The list's unknown fields stand beside `results`. One named `results`, `error` or `notes` would be taken for ours, so
+ * it is written as `input_results` and so on; if the line also has a field of that name, that one is kept and the
  * clashing one is left out. (`id` is the list's own.)
  *
  * @param scores - (M) one score a candidate, in the input's order; higher is better.
@@ -76,6 +89,7 @@ export function rankingRecord(list: List, scores: ArrayLike<number>, options: Ra
     ["id", list.id],
     ...passedThrough(list.extra),
     ["results", results.slice(0, topN)],
+    ...(Object.keys(options.notes ?? {}).length === 0 ? [] : [["notes", options.notes]]),
   ]) as RankingRecord;
 }
 

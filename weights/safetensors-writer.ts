@@ -32,13 +32,16 @@ export interface SafetensorsWriter extends AsyncDisposable {
    *   `safetensors/closed`
    */
   add(name: string, dtype: Dtype, shape: readonly number[], bytes: Uint8Array): Promise<void>;
+  /** Bytes that the header takes so far, about. */
+  readonly headerBytes: number;
   /**
    * Writes the header, syncs, and gives the file its name, over an older file if there is one.
    *
+   * @param partial - end an interrupted run: the file is whole, but is called `path.partial`, and `path` is left alone.
    * @returns the size of the file in bytes
    * @throws StratumError `file/write-failed`, `safetensors/header-too-large` (both abort), `safetensors/closed`
    */
-  finish(): Promise<number>;
+  finish(partial?: boolean): Promise<number>;
   /** Removes everything that was written; after `finish` or another `abort` it does nothing. */
   abort(): Promise<void>;
 }
@@ -76,16 +79,18 @@ export async function createSafetensorsWriter(
   const filePath = `${path}.partial`;
   const entries = new Map<string, string>();
   let bodyBytes = 0;
+  let entryBytes = 0;
   let state: "open" | "done" = "open";
   let spool: FileHandle | null = null;
   // Writes happen one after the other, in the order of the calls, whether or not the caller waits.
   let last: Promise<unknown> = Promise.resolve();
 
-  async function cleanUp(): Promise<void> {
+  async function cleanUp(keep?: string): Promise<void> {
     state = "done";
     await spool?.close().catch(() => undefined);
     spool = null;
-    await Promise.all([spoolPath, filePath].map((file) => rm(file, { force: true }).catch(() => undefined)));
+    const files = [spoolPath, filePath].filter((file) => file !== keep);
+    await Promise.all(files.map((file) => rm(file, { force: true }).catch(() => undefined)));
   }
 
   /** Runs `step` after all earlier ones; whatever it throws ends the writer and its temporary files. */
@@ -113,11 +118,14 @@ export async function createSafetensorsWriter(
     }
     const start = bodyBytes;
     bodyBytes += bytes.byteLength;
-    entries.set(name, entryText(name, dtype, shape, start, bodyBytes));
+    const entry = entryText(name, dtype, shape, start, bodyBytes);
+    entries.set(name, entry);
+    entryBytes += entry.length + 1;
     await inTurn((spool) => writeAt(spool, bytes, HEADER_ROOM + start));
   }
 
-  function finish(): Promise<number> {
+  function finish(partial = false): Promise<number> {
+    const target = partial ? filePath : path;
     return inTurn(async (spool) => {
       const inPlace = bodyBytes >= IN_PLACE_BYTES;
       let header = headerBytes(entries.values(), options.metadata, inPlace ? HEADER_ROOM : 0, path);
@@ -131,9 +139,9 @@ export async function createSafetensorsWriter(
       }
       // Windows renames no open file.
       await spool.close();
-      await rename(finished, path);
+      await rename(finished, target);
       await syncFolder(path);
-      await cleanUp();
+      await cleanUp(target);
       return header.byteLength + bodyBytes;
     });
   }
@@ -154,6 +162,9 @@ export async function createSafetensorsWriter(
     path,
     get bodyBytes() {
       return bodyBytes;
+    },
+    get headerBytes() {
+      return entryBytes;
     },
     add,
     finish,

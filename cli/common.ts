@@ -1,0 +1,136 @@
+/** What the commands share: options, opening model and device, the printed plan. */
+import { createReadStream, readFileSync } from "node:fs";
+import { stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { type LoadModelOptions, loadModel, type Model } from "../engine/hidden-states.ts";
+import { createEngine, type Engine } from "../engine/model.ts";
+import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
+import { planRun, type RunOutput, type RunPlan } from "../engine/plan.ts";
+import { messageOf, StratumError } from "../errors.ts";
+import { formatBytes, formatCount } from "./format.ts";
+import { note, setQuiet } from "./terminal.ts";
+
+export interface CommonOptions {
+  readonly adapter?: string;
+  readonly quiet?: boolean;
+  readonly json?: boolean;
+}
+
+/** Adds the options that every command has. */
+export function addCommonOptions(command: Command, jsonHelp: string): Command {
+  return command
+    .addOption(
+      new Option("--adapter <name>", "auto, system, embedded, or a part of an adapter's name")
+        .env("STRATUM_ADAPTER")
+        .default("auto"),
+    )
+    .option("--json", jsonHelp)
+    .option("-q, --quiet", "nothing but errors on stderr")
+    .hook("preAction", (_, action) => setQuiet(Boolean((action.opts() as CommonOptions).quiet)));
+}
+
+/** A positive whole number. */
+export function positiveInteger(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text.trim()) || value < 1 || !Number.isSafeInteger(value)) {
+    throw new InvalidArgumentError("a positive whole number is needed.");
+  }
+  return value;
+}
+
+/** A calendar date, `YYYY-MM-DD`. */
+export function calendarDate(text: string): string {
+  const date = new Date(`${text}T00:00:00Z`);
+  if (!/^\d{4}-\d{2}-\d{2}$/.test(text) || Number.isNaN(date.getTime()) || !date.toISOString().startsWith(text)) {
+    throw new InvalidArgumentError("a date is needed, as YYYY-MM-DD.");
+  }
+  return text;
+}
+
+/** The folder of this package, from the sources and from what they compile to. */
+export function packageFolder(): string {
+  const here = dirname(fileURLToPath(import.meta.url));
+  return here.endsWith(join("dist", "cli")) ? dirname(dirname(here)) : dirname(here);
+}
+
+/** The version of this package. */
+export function packageVersion(): string {
+  const manifest = JSON.parse(readFileSync(join(packageFolder(), "package.json"), "utf8")) as { version: string };
+  return manifest.version;
+}
+
+/** The model that is embedded in the package. */
+export function demoModel(): string {
+  return join(packageFolder(), "weights", "demo");
+}
+
+/** The model's directory; without `--model` the embedded one, said on stderr. */
+export function modelDirectory(model: string | undefined): string {
+  if (model !== undefined) return model;
+  note("no --model: using the embedded demo model, a 3.1M-parameter test object (see weights/demo/README.md)");
+  return demoModel();
+}
+
+/** Runs `use` with a device, which is freed whatever happens. */
+export async function withEngine<T>(options: CommonOptions, use: (engine: Engine) => Promise<T>): Promise<T> {
+  using engine = await createEngine(options.adapter === undefined ? {} : { adapter: options.adapter });
+  return await use(engine);
+}
+
+/** Opens a model directory and closes it when `use` ends. */
+export async function withModelFiles<T>(directory: string, use: (files: ModelFiles) => Promise<T>): Promise<T> {
+  await using files = await openModelFiles(directory);
+  return await use(files);
+}
+
+export interface RunRequest {
+  readonly layers: readonly number[];
+  readonly output: RunOutput;
+  readonly batchTokens?: number | undefined;
+}
+
+/** Plans a run, prints the plan, and loads the model: nothing is uploaded before the plan fits. */
+export async function loadPlanned(engine: Engine, files: ModelFiles, run: RunRequest): Promise<Model> {
+  const plan = await planRun(files.checkpoint, files.spec, run, engine.device.info.limits);
+  note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
+  note(planLine(files, plan));
+  const options: LoadModelOptions = { layer: plan.weights.depth };
+  return loadModel(engine, files, options);
+}
+
+/** One line: what is read and held. */
+export function planLine(files: ModelFiles, plan: RunPlan): string {
+  const { depth, diskBytes, bytes } = plan.weights;
+  const { layers, modelType } = files.spec.config;
+  return `plan    ${modelType}, the first ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}, holds ${formatBytes(bytes)} of weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens = ${formatBytes(plan.bytes)}`;
+}
+
+/**
+ * Lines of a regular file, for progress; undefined for pipes.
+ * @throws {StratumError} `file/unreadable`
+ */
+export async function countLines(path: string): Promise<number | undefined> {
+  if (path === "-") return undefined;
+  try {
+    const found = await stat(path);
+    if (found.isDirectory()) throw new Error("it is a folder");
+    if (!found.isFile()) return undefined;
+    let lines = 0;
+    let open = false;
+    for await (const chunk of createReadStream(path)) {
+      const bytes = chunk as Buffer;
+      for (let at = bytes.indexOf(0x0a); at >= 0; at = bytes.indexOf(0x0a, at + 1)) lines++;
+      open = bytes.at(-1) !== 0x0a;
+    }
+    return open ? lines + 1 : lines;
+  } catch (cause) {
+    throw new StratumError(
+      "usage/no-input",
+      `cannot read ${path}: ${messageOf(cause)}`,
+      "check the path of the input file",
+      cause,
+    );
+  }
+}

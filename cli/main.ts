@@ -1,0 +1,39 @@
+#!/usr/bin/env node
+/** The command line: declares the commands, turns failures into exit codes. */
+import { Command, CommanderError } from "commander";
+import { packageVersion } from "./common.ts";
+import { demoCommand } from "./demo.ts";
+import { doctorCommand } from "./doctor.ts";
+import { extractCommand } from "./extract.ts";
+import { inspectCommand } from "./inspect.ts";
+import { rankCommand } from "./rank.ts";
+import { EXIT, exitCodeOf, reportError } from "./terminal.ts";
+
+const program = new Command("stratum")
+  .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
+  .version(packageVersion())
+  .showHelpAfterError("(--help shows what is possible)")
+  .exitOverride();
+rankCommand(program);
+extractCommand(program);
+inspectCommand(program);
+doctorCommand(program);
+demoCommand(program);
+for (const command of program.commands)
+  command.exitOverride().showHelpAfterError(`(stratum ${command.name()} --help shows what is possible)`);
+
+// A closed stdout is reported by the write that meets it; without a listener the process would die of the event.
+process.stdout.on("error", () => undefined);
+process.stderr.on("error", () => undefined);
+
+try {
+  await program.parseAsync();
+} catch (thrown) {
+  if (thrown instanceof CommanderError) process.exitCode = thrown.exitCode === 0 ? EXIT.ok : EXIT.usage;
+  else {
+    reportError(thrown);
+    process.exitCode = exitCodeOf(thrown);
+  }
+}
+// Dawn keeps the process alive as long as its objects live; stdout has been awaited by every write.
+process.exit();

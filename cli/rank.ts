@@ -1,0 +1,220 @@
+/** `stratum rank`: lists in, rankings out. */
+import { type Command, Option } from "commander";
+import { resolveLayer } from "../engine/layers.ts";
+import { StratumError } from "../errors.ts";
+import { POOLINGS, type Pooling } from "../scorer/encode.ts";
+import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
+import { createRanker, type RankOptions } from "../scorer/rank.ts";
+import { toJsonLine } from "../scorer/rankings.ts";
+import {
+  addCommonOptions,
+  type CommonOptions,
+  calendarDate,
+  countLines,
+  loadPlanned,
+  modelDirectory,
+  planLine,
+  positiveInteger,
+  withEngine,
+  withModelFiles,
+} from "./common.ts";
+import { dryRun } from "./dry-run.ts";
+import { formatCount, formatSeconds } from "./format.ts";
+import { openOutput } from "./output.ts";
+import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
+
+export interface RankFlags extends CommonOptions {
+  readonly model?: string;
+  readonly layer: string;
+  readonly scorer: string;
+  readonly output?: string;
+  readonly instruction?: string;
+  readonly candidate?: string[];
+  readonly system?: string;
+  readonly topN?: number;
+  readonly returnDocuments?: boolean;
+  readonly truncate?: boolean;
+  readonly pooling: Pooling;
+  readonly date?: string;
+  readonly batchTokens?: number;
+  readonly sharePrefix: boolean;
+  readonly dryRun?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  $ stratum rank lists.jsonl -o rankings.jsonl --model path/to/model
+  $ cat lists.jsonl | stratum rank --layer 8 --top-n 1 - > best.jsonl
+  $ stratum rank --instruction "How do I put out a pan fire?" --candidate "Cover it with a lid." --candidate "Pour water on it."
+  $ stratum rank lists.jsonl --dry-run
+
+A list is a JSON line: {"id": "q1", "instruction": "...", "candidates": [{"text": "..."}, "..."]}
+A ranking is one too: {"id": "q1", "results": [{"index": 1, "relevance_score": 0.83}, ...]}, best first.
+Exit codes: 0 all ranked, 1 some lists failed (their lines say why), 2 usage, 3 environment, 130/143 stopped by a signal.`;
+
+/** Declares the command. */
+export function rankCommand(program: Command): void {
+  const command = program
+    .command("rank")
+    .description("rank candidate responses by the hidden states of a middle layer")
+    .argument("[lists]", "JSONL file of lists, or - for stdin")
+    .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
+    .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "25%")
+    .option("--scorer <name>", "cosine: between the instruction's state and each response's", "cosine")
+    .option("-o, --output <file>", "write rankings there instead of stdout")
+    .option("--instruction <text>", "rank one list given on the command line")
+    .option("--candidate <text>", "a candidate of --instruction; repeat it", (text, all: string[] = []) => [
+      ...all,
+      text,
+    ])
+    .option("--system <text>", "a system message before each list's own")
+    .option("--top-n <n>", "keep the best n of each list", positiveInteger)
+    .option("--return-documents", "put the candidates into the results")
+    .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
+    .addOption(
+      new Option("--pooling <name>", "the response's state: its last token, or the token that ends an assistant's turn")
+        .choices(POOLINGS)
+        .default("last"),
+    )
+    .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
+    .option("--batch-tokens <n>", "tokens a batch, at most (default: 2048, more for a longer list)", positiveInteger)
+    .option("--no-share-prefix", "compute the prompt again for every candidate (same scores, slower)")
+    .option("--dry-run", "say what it would take: tokens, time, memory")
+    .addHelpText("after", EXAMPLES);
+  addCommonOptions(
+    command,
+    "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)",
+  ).action(async (lists: string | undefined, flags: RankFlags) => {
+    process.exitCode = await runRank(lists, flags);
+  });
+}
+
+/** The lines to rank: of a file, of stdin, or the one that the flags spell. */
+async function listSource(
+  path: string | undefined,
+  flags: RankFlags,
+): Promise<{ lines: AsyncIterable<ListLine>; total: number | undefined; name: string }> {
+  if (flags.instruction !== undefined || flags.candidate !== undefined) {
+    if (path !== undefined || flags.instruction === undefined || flags.candidate === undefined) {
+      throw new StratumError(
+        "usage/list",
+        path === undefined
+          ? "--instruction and --candidate belong together"
+          : "both a file and --instruction or --candidate were given",
+        'give a file, or --instruction "..." with one or more --candidate "..."',
+      );
+    }
+    const record: Fields = { instruction: flags.instruction, candidates: flags.candidate };
+    const list = parseList(record, "1");
+    const line: ListLine = { kind: "list", line: 1, id: list.id, list };
+    return {
+      total: 1,
+      name: "the command line",
+      lines: (async function* () {
+        yield line;
+      })(),
+    };
+  }
+  if (path === undefined && process.stdin.isTTY) {
+    throw new StratumError(
+      "usage/list",
+      "there is nothing to rank",
+      "give a JSONL file, - for stdin, or --instruction with --candidate; see stratum rank --help",
+    );
+  }
+  const source = path ?? "-";
+  return { lines: readLists(source), total: await countLines(source), name: source === "-" ? "stdin" : source };
+}
+
+/** Runs the command. @returns the exit code */
+export async function runRank(path: string | undefined, flags: RankFlags): Promise<number> {
+  if (flags.scorer !== "cosine") {
+    throw new StratumError("usage/scorer", `there is no scorer '${flags.scorer}'`, "use --scorer cosine");
+  }
+  const stop = stopSignal();
+  const source = await listSource(path, flags);
+  return withModelFiles(modelDirectory(flags.model), async (files) => {
+    const layer = resolveLayer(flags.layer, files.spec.config.layers);
+    const { system, date, pooling, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
+    const options: RankOptions = {
+      layer,
+      system,
+      date,
+      pooling,
+      truncate,
+      topN,
+      returnDocuments,
+      batchTokens,
+      sharePrefix,
+    };
+    if ((await files.template()) === null)
+      note("note    this model has no chat template: prompts are plain concatenation (marked in each ranking)");
+    if (flags.dryRun) return dryRun(files, source.lines, options, flags);
+
+    const output = await openOutput(flags.output);
+    let finished = false;
+    try {
+      const code = await withEngine(flags, async (engine) => {
+        const model = await loadPlanned(engine, files, { layers: [layer], output: "scores", batchTokens });
+        using ranker = await createRanker(model, options);
+        const { runner } = ranker;
+        const planned = runner.bytes;
+        note(`layer   ${layer} of ${files.spec.config.layers}, scorer ${flags.scorer}, pooling ${pooling}`);
+        const progress = startProgress(source.total, "lists");
+        const begin = performance.now();
+        const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0 };
+        try {
+          for await (const result of ranker.rank(source.lines, { signal: stop.signal })) {
+            await output.write(toJsonLine(result.record));
+            counts.lists++;
+            if (result.kind === "failed") {
+              counts.failed++;
+              progress.stop();
+              reportError(result.error);
+            } else {
+              counts.candidates += result.list.candidates.length;
+              counts.tokens += result.tokens;
+            }
+            progress.add(1, result.kind === "ranked" ? result.tokens : 0);
+          }
+        } finally {
+          progress.stop();
+        }
+        if (runner.bytes > planned) {
+          note(
+            `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }).slice(8)}`,
+          );
+        }
+        const stopped = stop.exitCode();
+        if (counts.lists === 0 && stopped === undefined) throw emptyFileError(source.name);
+        const seconds = (performance.now() - begin) / 1000;
+        const summary = {
+          ...counts,
+          seconds: Number(seconds.toFixed(3)),
+          tokens_per_second: Math.round(counts.tokens / seconds),
+          model: files.directory,
+          layer,
+          scorer: flags.scorer,
+          adapter: engine.device.info.name,
+          gpu_bytes: runner.bytes,
+          output: flags.output ?? null,
+          stopped: stopped !== undefined,
+        };
+        if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
+        else {
+          note(
+            `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${formatCount(Math.round(counts.tokens / seconds))} tokens/s)${counts.failed > 0 ? `; ${counts.failed} failed` : ""}`,
+          );
+        }
+        return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
+      });
+      if (stop.exitCode() === undefined) {
+        await output.finish();
+        finished = true;
+      }
+      return code;
+    } finally {
+      if (!finished) await output.leave();
+    }
+  });
+}

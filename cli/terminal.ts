@@ -1,0 +1,132 @@
+/** stdout is data, stderr is for people: the few functions that write, and the signals that stop. */
+import { SingleBar } from "cli-progress";
+import { messageOf, StratumError } from "../errors.ts";
+import { formatCount } from "./format.ts";
+
+export const EXIT = { ok: 0, someFailed: 1, usage: 2, environment: 3, interrupted: 130, terminated: 143 } as const;
+
+let quiet = false;
+
+/** With `--quiet` only errors reach stderr. */
+export function setQuiet(value: boolean): void {
+  quiet = value;
+}
+
+/** A line for people. */
+export function note(line: string): void {
+  if (!quiet) process.stderr.write(`${line}\n`);
+}
+
+const STYLES = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33, cyan: 36 } as const;
+
+/** Styles text where the stream is a terminal that wants it. */
+export function styled(style: keyof typeof STYLES, text: string, stream: NodeJS.WriteStream = process.stdout): string {
+  return stream.isTTY && !process.env["NO_COLOR"] && process.env["TERM"] !== "dumb"
+    ? `\x1b[${STYLES[style]}m${text}\x1b[0m`
+    : text;
+}
+
+/** Writes an error for people: code, message, fix; no stack trace unless STRATUM_DEBUG is set. */
+export function reportError(thrown: unknown): void {
+  const red = (text: string) => styled("red", text, process.stderr);
+  if (thrown instanceof StratumError) {
+    process.stderr.write(`${red(`error ${thrown.code}`)}: ${thrown.message}\n  fix: ${thrown.fix}\n`);
+  } else {
+    process.stderr.write(
+      `${red("error internal")}: ${messageOf(thrown)}\n  fix: this is a defect of Stratum: please report it, with the output of STRATUM_DEBUG=1\n`,
+    );
+  }
+  if (process.env["STRATUM_DEBUG"] && thrown instanceof Error) process.stderr.write(`${thrown.stack}\n`);
+}
+
+/** The exit code that a failure of the whole command means. */
+export function exitCodeOf(thrown: unknown): number {
+  if (!(thrown instanceof StratumError)) return EXIT.environment;
+  const codes = {
+    usage: EXIT.usage,
+    input: EXIT.someFailed,
+    environment: EXIT.environment,
+    internal: EXIT.environment,
+  };
+  return codes[thrown.kind];
+}
+
+/**
+ * Writes to stdout and waits for it.
+ * @throws {StratumError} `file/stdout` when the reader is gone or the disk behind it is full
+ */
+export function writeStdout(text: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(text, (cause) => {
+      if (!cause) return resolve();
+      const gone = (cause as NodeJS.ErrnoException).code === "EPIPE";
+      reject(
+        new StratumError(
+          "file/stdout",
+          gone
+            ? "the reader of stdout closed the pipe: the rest of the output has nowhere to go"
+            : `stdout cannot be written: ${cause.message}`,
+          gone ? "use -o FILE to keep all of it" : "check the free space behind stdout",
+          cause,
+        ),
+      );
+    });
+  });
+}
+
+export interface StopSignal {
+  readonly signal: AbortSignal;
+  /** 130 or 143 once a signal has come. */
+  exitCode(): number | undefined;
+}
+
+/** Ctrl-C and SIGTERM: the first ends the work after the batch that is running, the second ends the process. */
+export function stopSignal(): StopSignal {
+  const controller = new AbortController();
+  let code: number | undefined;
+  for (const [name, exit] of [
+    ["SIGINT", EXIT.interrupted],
+    ["SIGTERM", EXIT.terminated],
+  ] as const) {
+    process.on(name, () => {
+      if (code !== undefined) process.exit(exit);
+      code = exit;
+      note("stopping after the batch that is running (again to stop at once)");
+      controller.abort();
+    });
+  }
+  return { signal: controller.signal, exitCode: () => code };
+}
+
+export interface Progress {
+  add(lists: number, tokens: number): void;
+  stop(): void;
+}
+
+/** A progress bar on stderr where it is a terminal; nothing elsewhere. `total`: items, where known. */
+export function startProgress(total: number | undefined, unit: string): Progress {
+  if (quiet || !process.stderr.isTTY) return { add: () => undefined, stop: () => undefined };
+  const bar = new SingleBar({
+    stream: process.stderr,
+    format: `{bar} {value}/{shown} ${unit} · {rate} ${unit}/s · {tokenRate} tokens/s · {eta_formatted} left`,
+    barCompleteChar: "█",
+    barIncompleteChar: "░",
+    barsize: 28,
+    hideCursor: true,
+    clearOnComplete: true,
+  });
+  const begin = performance.now();
+  let done = 0;
+  let tokens = 0;
+  bar.start(total ?? 0, 0, { shown: total === undefined ? "?" : formatCount(total), rate: "-", tokenRate: "-" });
+  return {
+    add(lists, more) {
+      done += lists;
+      tokens += more;
+      const seconds = (performance.now() - begin) / 1000;
+      if (total === undefined) bar.setTotal(done + 1);
+      bar.update(done, { rate: (done / seconds).toFixed(1), tokenRate: formatCount(Math.round(tokens / seconds)) });
+    },
+    stop: () => bar.stop(),
+  };
+}

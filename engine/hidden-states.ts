@@ -1,0 +1,170 @@
+/** The library's door to hidden states: a model loaded to a layer, and the states of token sequences. */
+import { StratumError } from "../errors.ts";
+import { checkIds } from "../weights/tokenizer.ts";
+import { type Batch, packBatches, rowOf } from "./batch.ts";
+import { resolveLayer } from "./layers.ts";
+import { type Engine, type LoadedModel, loadBlocks } from "./model.ts";
+import { type ModelFiles, openModelFiles } from "./model-files.ts";
+import { createRunner, type Runner } from "./runner.ts";
+import { checkFits } from "./stream.ts";
+
+/** A model that is ready to run down to a layer. Disposing it frees its GPU memory and closes its files. */
+export interface Model extends AsyncDisposable {
+  readonly engine: Engine;
+  readonly files: ModelFiles;
+  readonly loaded: LoadedModel;
+  /** The deepest layer that can be asked for. */
+  readonly depth: number;
+}
+
+export interface LoadModelOptions {
+  /** How deep to load: `"25%"`, `"8"`, 8; default all blocks. Only tensors of blocks below it are read. */
+  readonly layer?: string | number;
+  /** Called after each block. */
+  readonly onBlock?: (done: number, depth: number) => void;
+}
+
+/**
+ * Loads a Hugging Face model directory down to a layer.
+ * @param model a directory, or what `openModelFiles` gave (then the model owns it)
+ * @throws {StratumError} `model/...`, `config/...`, `safetensors/...`, `memory/buffer-limit`, `usage/layer`
+ */
+export async function loadModel(
+  engine: Engine,
+  model: string | ModelFiles,
+  options: LoadModelOptions = {},
+): Promise<Model> {
+  const files = typeof model === "string" ? await openModelFiles(model) : model;
+  try {
+    const layers = files.spec.config.layers;
+    const depth = resolveLayer(String(options.layer ?? layers), layers);
+    const loaded = await loadBlocks(engine, files.checkpoint, files.spec, {
+      depth,
+      ...(options.onBlock === undefined ? {} : { onBlock: options.onBlock }),
+    });
+    return {
+      engine,
+      files,
+      loaded,
+      depth,
+      async [Symbol.asyncDispose]() {
+        loaded[Symbol.dispose]();
+        await files[Symbol.asyncDispose]();
+      },
+    };
+  } catch (cause) {
+    await files[Symbol.asyncDispose]();
+    throw cause;
+  }
+}
+
+export interface HiddenStatesOptions {
+  /** Layers to read out; default the model's depth. */
+  readonly layers?: readonly number[];
+  /** States of every token (K, T, D), or of the last alone (K, D); default `last`. */
+  readonly tokens?: "last" | "all";
+  /** Rows of a batch; see `createRunner`. */
+  readonly batchTokens?: number;
+}
+
+/**
+ * Hidden states of token sequences: state k is the residual stream after k blocks, before the final norm.
+ * @param sequences (T) token ids each, at least one
+ * @returns a sequence's states in the order of `layers`: (K, D) with `last`, (K, T, D) with `all`
+ * @throws {StratumError} `list/too-long`, `list/over-budget`, `tokenizer/mismatch`, `state/not-finite`, `usage/layer`
+ */
+export async function hiddenStates(
+  model: Model,
+  sequences: readonly Int32Array[],
+  options: HiddenStatesOptions = {},
+): Promise<Float32Array[]> {
+  const { layers = [model.depth], tokens = "last", batchTokens } = options;
+  const { vocab, maxPositions } = model.files.spec.config;
+  const groups = sequences.map((ids) => ({ sequences: [ids] }));
+  using runner = await createRunner(model.loaded, { layers, output: tokens, batchTokens });
+  for (const group of groups) {
+    checkLength(group.sequences[0].length, maxPositions);
+    checkIds(group.sequences[0], vocab);
+    checkFits(group, runner);
+  }
+  runner.grow(Math.min(runner.maxBudget, Math.max(0, ...sequences.map(({ length }) => length))));
+  const states: Float32Array[] = new Array(sequences.length);
+  for (const batch of packBatches(groups, { budget: runner.budget })) {
+    for (const result of await batchStates(model, runner, batch, tokens)) {
+      const fault = finiteFault(result.states, layers, model.files.spec.config.hiddenSize);
+      if (fault) throw fault;
+      states[result.group] = result.states;
+    }
+  }
+  return states;
+}
+
+/** The states of one sequence of a batch. */
+export interface SequenceStates {
+  readonly group: number;
+  readonly index: number;
+  readonly states: Float32Array<ArrayBuffer>;
+}
+
+/** Runs one batch and gives every sequence its states, (K, D) with `last`, (K, T, D) with `all`. They are not checked. */
+export async function batchStates(
+  model: Model,
+  runner: Runner,
+  batch: Batch,
+  tokens: "last" | "all",
+): Promise<SequenceStates[]> {
+  const d = model.files.spec.config.hiddenSize;
+  const taps = runner.layers.length;
+  if (tokens === "last") {
+    const flat = await runner.lastStates(batch);
+    return batch.sequences.map(({ group, index }, i) => ({
+      group,
+      index,
+      states: flat.slice(i * taps * d, (i + 1) * taps * d),
+    }));
+  }
+  const results = batch.sequences.map(({ group, index, length }) => ({
+    group,
+    index,
+    states: new Float32Array(taps * length * d),
+  }));
+  await runner.allStates(batch, (layer, rows) => {
+    const tap = runner.layers.indexOf(layer);
+    for (const [i, sequence] of batch.sequences.entries()) {
+      for (let t = 0; t < sequence.length; t++) {
+        const row = rowOf(sequence, t) * d;
+        results[i].states.set(rows.subarray(row, row + d), (tap * sequence.length + t) * d);
+      }
+    }
+  });
+  return results;
+}
+
+/**
+ * Looks for NaN and infinity in states.
+ * @param states (K, T, D), T = 1 for last-token states
+ * @returns the error `state/not-finite` with the layer and the token, or null
+ */
+export function finiteFault(states: Float32Array, layers: readonly number[], d: number): StratumError | null {
+  const at = states.findIndex((value) => !Number.isFinite(value));
+  if (at < 0) return null;
+  const tokens = states.length / (layers.length * d);
+  const layer = layers[Math.floor(at / (tokens * d))];
+  return new StratumError(
+    "state/not-finite",
+    `the state of layer ${layer}, token ${Math.floor(at / d) % tokens} holds ${states[at]}`,
+    "the checkpoint's weights overflow or are damaged: try a shallower --layer, and check the download",
+  );
+}
+
+/** @throws {StratumError} `list/too-long` beyond the model's positions, `list/empty-sequence` for no token */
+export function checkLength(tokens: number, maxPositions: number): void {
+  if (tokens === 0)
+    throw new StratumError("list/empty-sequence", "a sequence without a token", "give it a text or ids");
+  if (tokens <= maxPositions) return;
+  throw new StratumError(
+    "list/too-long",
+    `${tokens} tokens; the model has ${maxPositions} positions`,
+    "shorten the text, or cut responses with --truncate",
+  );
+}

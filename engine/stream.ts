@@ -1,0 +1,118 @@
+/** Streams items through a runner: batches are filled to the budget, results come in the order of the input. */
+import { StratumError } from "../errors.ts";
+import { type Batch, groupCost, packBatches, type SequenceGroup } from "./batch.ts";
+import { MIN_SEQUENCE_ROWS } from "./plan.ts";
+import type { Runner } from "./runner.ts";
+
+/** An item on its way; without a group it only waits for its turn. */
+export interface Job<T> {
+  readonly item: T;
+  readonly group: SequenceGroup | null;
+}
+
+export interface StreamOptions {
+  /** Compute a group's common prefix once; default true. */
+  readonly sharePrefix?: boolean;
+  /** Stops between batches; items that have not run are not yielded. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Items without a group that may wait before they are passed on. */
+const MAX_WAITING = 256;
+/** A source that pauses this long gets what it has given so far answered: a state does not depend on its batch. */
+const PAUSE_MS = 50;
+
+/**
+ * Whether every sequence of a group fits a batch of the runner, together with the group's first where that is needed.
+ * @throws {StratumError} `list/over-budget`
+ */
+export function checkFits(group: SequenceGroup, runner: Runner, sharePrefix = true): void {
+  const [first, ...others] = group.sequences;
+  for (const [i, sequence] of group.sequences.entries()) {
+    const members = group.anchored && others.length > 0 && i > 0 ? [first, sequence] : [sequence];
+    const cost = groupCost({ sequences: members }, sharePrefix);
+    if (cost <= runner.maxBudget) continue;
+    throw new StratumError(
+      "list/over-budget",
+      `sequence ${i} needs a batch of ${cost} tokens; at most ${runner.maxBudget} fit`,
+      `raise --batch-tokens to ${cost} where the adapter allows it (stratum doctor shows its limits), or shorten the text`,
+    );
+  }
+}
+
+/**
+ * Runs jobs batch by batch.
+ * @param run is called once a batch with the jobs that its groups index
+ */
+export async function* streamJobs<T>(
+  jobs: AsyncIterable<Job<T>>,
+  runner: Runner,
+  run: (batch: Batch, jobs: readonly Job<T>[]) => Promise<void>,
+  { sharePrefix = true, signal }: StreamOptions = {},
+): AsyncGenerator<T> {
+  let waiting: Job<T>[] = [];
+  let cost = 0;
+  async function* flush(): AsyncGenerator<T> {
+    const running = waiting;
+    waiting = [];
+    cost = 0;
+    const members = running.filter((job) => job.group !== null);
+    const groups = members.map(({ group }) => group as SequenceGroup);
+    const dearest = groups.reduce((most, group) => Math.max(most, groupCost(group, sharePrefix)), 0);
+    runner.grow(Math.min(dearest, runner.maxBudget));
+    for (const batch of packBatches(groups, { budget: runner.budget, sharePrefix })) {
+      if (signal?.aborted) return;
+      await run(batch, members);
+    }
+    for (const { item } of running) yield item;
+  }
+
+  const iterator = jobs[Symbol.asyncIterator]();
+  let next = iterator.next();
+  try {
+    for (;;) {
+      if (signal?.aborted) return;
+      if (waiting.length > 0 && (await paused(next))) yield* flush();
+      const step = await orAborted(next, signal);
+      if (step === undefined || signal?.aborted) return;
+      if (step.done) break;
+      const job = step.value;
+      const own = job.group === null ? 0 : Math.max(groupCost(job.group, sharePrefix), MIN_SEQUENCE_ROWS);
+      if (waiting.length > 0 && (cost + own > runner.budget || waiting.length >= MAX_WAITING)) yield* flush();
+      waiting.push(job);
+      cost += own;
+      next = iterator.next();
+    }
+    yield* flush();
+  } finally {
+    // A reader that still waits for its source must not hold the end up.
+    next.catch(() => undefined);
+    void iterator.return?.().catch(() => undefined);
+  }
+}
+
+async function paused(next: Promise<unknown>): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined;
+  const pause = new Promise<true>((resolve) => {
+    timer = setTimeout(() => resolve(true), PAUSE_MS);
+  });
+  try {
+    return await Promise.race([next.then(() => false as const), pause]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function orAborted<T>(next: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
+  if (signal === undefined) return next;
+  let stop: (() => void) | undefined;
+  const aborted = new Promise<undefined>((resolve) => {
+    stop = () => resolve(undefined);
+    signal.addEventListener("abort", stop);
+  });
+  try {
+    return await Promise.race([next, aborted]);
+  } finally {
+    if (stop) signal.removeEventListener("abort", stop);
+  }
+}

@@ -1,0 +1,106 @@
+/** From a list to the token sequences of its states. */
+import type { SequenceGroup } from "../engine/batch.ts";
+import { checkLength } from "../engine/hidden-states.ts";
+import type { ModelFiles } from "../engine/model-files.ts";
+import { StratumError } from "../errors.ts";
+import { assistantEnd, type ChatTemplate, DEFAULT_DATE } from "../weights/chat-template.ts";
+import { encodeList, truncate } from "../weights/prompt.ts";
+import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
+import type { List } from "./lists.ts";
+import type { RankingNotes } from "./rankings.ts";
+
+/** Which token's state stands for a response: its own last one, or the one that ends an assistant's turn. */
+export const POOLINGS = ["last", "end"] as const;
+export type Pooling = (typeof POOLINGS)[number];
+
+export interface EncodeOptions {
+  /** A system message put before each list's own messages. */
+  readonly system?: string | undefined;
+  /** `YYYY-MM-DD`, what the chat template's clock shows. */
+  readonly date?: string | undefined;
+  readonly pooling?: Pooling | undefined;
+  /** Cut responses to the model's length; otherwise a longer one is an error. */
+  readonly truncate?: boolean | undefined;
+}
+
+/** Encodes lists for one model. */
+export interface ListEncoder {
+  readonly tokenizer: Tokenizer;
+  readonly template: ChatTemplate | null;
+  /**
+   * The prompt's sequence, then the candidates'.
+   * @throws {StratumError} `list/empty-response`, `list/too-long`, `list/empty-prompt`, `template/...`, `tokenizer/...`
+   */
+  encode(list: List): EncodedGroup;
+}
+
+export interface EncodedGroup {
+  readonly group: SequenceGroup;
+  readonly notes: RankingNotes;
+  /** Tokens of all sequences, each counted whole. */
+  readonly tokens: number;
+}
+
+/** Makes the encoder of a model. @throws {StratumError} `tokenizer/...`, `template/...` */
+export async function createListEncoder(files: ModelFiles, options: EncodeOptions = {}): Promise<ListEncoder> {
+  const { vocab, maxPositions } = files.spec.config;
+  const tokenizer = await files.tokenizer();
+  const template = await files.template();
+  const { system, date, pooling = "last" } = options;
+  if (pooling === "end" && template === null) {
+    throw new StratumError(
+      "template/no-end-token",
+      "pooling 'end' needs a chat template, and this model has none",
+      "use --pooling last",
+    );
+  }
+  const endToken = pooling === "end" && template !== null ? assistantEnd(template, tokenizer).id : undefined;
+  return {
+    tokenizer,
+    template,
+    encode(list) {
+      const responses = list.candidates.map(({ text }) => text);
+      const encoded = encodeList({ tokenizer, template, messages: list.messages, system, responses, date, endToken });
+      checkLength(encoded.prompt.length, maxPositions);
+      const truncated: number[] = [];
+      const candidates = encoded.candidates.map(({ ids, empty, responseStart }, index) => {
+        if (empty) {
+          throw new StratumError(
+            "list/empty-response",
+            `candidate ${index} adds no token to the prompt: its state would be the instruction's own`,
+            "remove the candidate or give it a text",
+          );
+        }
+        if (ids.length > maxPositions) {
+          if (!options.truncate || responseStart >= maxPositions) {
+            throw new StratumError(
+              "list/too-long",
+              `candidate ${index} has ${ids.length} tokens with its prompt of ${encoded.prompt.length}; the model has ${maxPositions} positions`,
+              options.truncate
+                ? "the prompt alone fills the model: shorten it"
+                : "shorten it, or cut responses with --truncate",
+            );
+          }
+          truncated.push(index);
+          if (endToken === undefined) return truncate(ids, maxPositions).ids;
+          // The end token is what is read: cut before it, not through it.
+          const cut = ids.slice(0, maxPositions);
+          cut[maxPositions - 1] = endToken;
+          return cut;
+        }
+        return ids;
+      });
+      const sequences = [encoded.prompt, ...candidates];
+      for (const ids of sequences) checkIds(ids, vocab);
+      return {
+        group: { sequences, anchored: true },
+        notes: {
+          ...(encoded.templated ? {} : { template: "none" as const }),
+          ...(encoded.usedClock ? { date: date ?? DEFAULT_DATE } : {}),
+          ...(truncated.length > 0 ? { truncated } : {}),
+        },
+        tokens: sequences.reduce((sum, ids) => sum + ids.length, 0),
+      };
+    },
+  };
+}

@@ -1,0 +1,145 @@
+/** Extraction: lists, texts or token ids in, hidden states out, sequence by sequence in the order of the input. */
+
+import type { Batch, SequenceGroup } from "../engine/batch.ts";
+import { batchStates, checkLength, finiteFault, type Model } from "../engine/hidden-states.ts";
+import { createRunner, type Runner } from "../engine/runner.ts";
+import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
+import { StratumError } from "../errors.ts";
+import { encodeText } from "../weights/prompt.ts";
+import { checkIds } from "../weights/tokenizer.ts";
+import { createListEncoder, type EncodeOptions, type ListEncoder } from "./encode.ts";
+import type { Id, SequenceLine } from "./lists.ts";
+import type { RankingNotes } from "./rankings.ts";
+
+export interface ExtractOptions extends EncodeOptions {
+  /** Layers to read out, in the order of the output. */
+  readonly layers: readonly number[];
+  readonly tokens: "last" | "all";
+  readonly batchTokens?: number | undefined;
+  readonly sharePrefix?: boolean | undefined;
+}
+
+/** One sequence's states. A list gives its prompt (`candidate` null), then its candidates. */
+export interface ExtractedSequence {
+  readonly candidate: number | null;
+  /** (T) */
+  readonly ids: Int32Array;
+  /** (K, T, D) with `all`, (K, D) with `last` */
+  readonly states: Float32Array<ArrayBuffer>;
+}
+
+/** What became of one line of the input. */
+export type ExtractOutcome =
+  | {
+      readonly kind: "extracted";
+      readonly line: number;
+      readonly id: Id;
+      readonly source: "list" | "text" | "ids";
+      readonly sequences: readonly ExtractedSequence[];
+      readonly notes: RankingNotes;
+    }
+  | { readonly kind: "failed"; readonly line: number; readonly id: Id; readonly error: StratumError };
+
+/** Extracts states on one model. Disposing it frees the working buffers; the model stays. */
+export interface Extractor extends Disposable {
+  readonly runner: Runner;
+  extract(
+    lines: AsyncIterable<SequenceLine>,
+    options?: { readonly signal?: AbortSignal },
+  ): AsyncGenerator<ExtractOutcome>;
+}
+
+interface Pending {
+  readonly line: SequenceLine;
+  readonly sequences: readonly Int32Array[];
+  readonly states: Float32Array<ArrayBuffer>[];
+  readonly notes: RankingNotes;
+  readonly error: StratumError | null;
+}
+
+/** Prepares extraction. The tokenizer is opened only when a line needs it: lines of ids do without. */
+export async function createExtractor(model: Model, options: ExtractOptions): Promise<Extractor> {
+  const { layers, tokens, batchTokens, sharePrefix = true } = options;
+  const { files } = model;
+  const { vocab, maxPositions, hiddenSize } = files.spec.config;
+  const runner = await createRunner(model.loaded, { layers, output: tokens, batchTokens });
+  let encoder: Promise<ListEncoder> | undefined;
+
+  async function prepare(line: SequenceLine): Promise<{ group: SequenceGroup; notes: RankingNotes }> {
+    if (line.kind === "error") throw line.error;
+    if (line.kind === "list") {
+      encoder ??= createListEncoder(files, options);
+      const { group, notes } = (await encoder).encode(line.list);
+      return { group: { sequences: group.sequences }, notes };
+    }
+    const ids = line.kind === "ids" ? line.ids : encodeText(await files.tokenizer(), line.text);
+    const cut = options.truncate && ids.length > maxPositions;
+    const kept = cut ? ids.slice(0, maxPositions) : ids;
+    checkLength(kept.length, maxPositions);
+    checkIds(kept, vocab);
+    return { group: { sequences: [kept] }, notes: cut ? { truncated: [0] } : {} };
+  }
+
+  async function* jobs(lines: AsyncIterable<SequenceLine>): AsyncGenerator<Job<Pending>> {
+    for await (const line of lines) {
+      try {
+        const { group, notes } = await prepare(line);
+        checkFits(group, runner, sharePrefix);
+        yield { item: { line, sequences: group.sequences, states: [], notes, error: null }, group };
+      } catch (thrown) {
+        if (!(thrown instanceof StratumError)) throw thrown;
+        const error =
+          line.kind === "error"
+            ? thrown
+            : new StratumError(thrown.code, `line ${line.line}: ${thrown.message}`, thrown.fix, thrown.cause);
+        yield { item: { line, sequences: [], states: [], notes: {}, error }, group: null };
+      }
+    }
+  }
+
+  return {
+    runner,
+    async *extract(lines, { signal } = {}) {
+      const run = async (batch: Batch, members: readonly Job<Pending>[]) => {
+        for (const { group, index, states } of await batchStates(model, runner, batch, tokens)) {
+          members[group].item.states[index] = states;
+        }
+      };
+      for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
+        yield outcome(pending, layers, hiddenSize);
+      }
+    },
+    [Symbol.dispose]: () => runner[Symbol.dispose](),
+  };
+}
+
+function outcome(
+  { line, sequences, states, notes, error }: Pending,
+  layers: readonly number[],
+  d: number,
+): ExtractOutcome {
+  const at = { line: line.line, id: line.id };
+  if (line.kind === "error") return { kind: "failed", ...at, error: line.error };
+  if (error !== null) return { kind: "failed", ...at, error };
+  for (const [i, values] of states.entries()) {
+    const failure = finiteFault(values, layers, d);
+    if (failure === null) continue;
+    const { code, message, fix } = failure;
+    return {
+      kind: "failed",
+      ...at,
+      error: new StratumError(code, `line ${line.line}, sequence ${i}: ${message}`, fix),
+    };
+  }
+  return {
+    kind: "extracted",
+    ...at,
+    source: line.kind,
+    notes,
+    sequences: sequences.map((ids, i) => ({
+      candidate: line.kind === "list" && i > 0 ? i - 1 : null,
+      ids,
+      states: states[i],
+    })),
+  };
+}

@@ -1,0 +1,155 @@
+/** Ranking: lists in, rankings out, scored by the cosine between the instruction's and each response's state. */
+import type { Model } from "../engine/hidden-states.ts";
+import { createRunner, type Runner } from "../engine/runner.ts";
+import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
+import { StratumError } from "../errors.ts";
+import { createListEncoder, type EncodeOptions, type ListEncoder } from "./encode.ts";
+import { type Fields, type List, type ListLine, parseList } from "./lists.ts";
+import { type ErrorRecord, errorRecord, type RankingNotes, type RankingRecord, rankingRecord } from "./rankings.ts";
+
+export interface RankOptions extends EncodeOptions {
+  /** Layer whose states are compared; default the model's depth. */
+  readonly layer?: number | undefined;
+  /** Keep the best n of each list. */
+  readonly topN?: number | undefined;
+  /** Put the candidates into the results. */
+  readonly returnDocuments?: boolean | undefined;
+  /** Rows of a batch; see `createRunner`. */
+  readonly batchTokens?: number | undefined;
+  /** Compute a list's common prefix once; default true. The scores are the same either way. */
+  readonly sharePrefix?: boolean | undefined;
+}
+
+/** What became of one line of the input. */
+export type RankOutcome =
+  | {
+      readonly kind: "ranked";
+      readonly record: RankingRecord;
+      readonly list: List;
+      readonly tokens: number;
+      readonly notes: RankingNotes;
+    }
+  | { readonly kind: "failed"; readonly record: ErrorRecord; readonly error: StratumError; readonly line: number };
+
+/** Ranks lists on one model. Disposing it frees the working buffers; the model stays. */
+export interface Ranker extends Disposable {
+  readonly runner: Runner;
+  readonly encoder: ListEncoder;
+  /** Ranks lines in their order, as many a batch as fit; a line that cannot be ranked gives an error in its place. */
+  rank(lines: AsyncIterable<ListLine>, options?: { readonly signal?: AbortSignal }): AsyncGenerator<RankOutcome>;
+}
+
+/** A list under way: its scores arrive candidate by candidate. */
+interface Pending {
+  readonly line: ListLine;
+  readonly notes: RankingNotes;
+  readonly tokens: number;
+  readonly scores: Float32Array;
+  error: StratumError | null;
+}
+
+/** Prepares ranking: compiles kernels, allocates working buffers. @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...` */
+export async function createRanker(model: Model, options: RankOptions = {}): Promise<Ranker> {
+  const { layer = model.depth, batchTokens, topN, returnDocuments, sharePrefix = true } = options;
+  const encoder = await createListEncoder(model.files, options);
+  const runner = await createRunner(model.loaded, { layers: [layer], output: "scores", batchTokens });
+
+  async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
+    for await (const line of lines) {
+      const failed = (error: StratumError): Job<Pending> => ({
+        item: { line, notes: {}, tokens: 0, scores: new Float32Array(0), error },
+        group: null,
+      });
+      if (line.kind === "error") {
+        yield failed(line.error);
+        continue;
+      }
+      try {
+        const { group, notes, tokens } = encoder.encode(line.list);
+        checkFits(group, runner, sharePrefix);
+        yield {
+          item: { line, notes, tokens, scores: new Float32Array(line.list.candidates.length), error: null },
+          group,
+        };
+      } catch (thrown) {
+        if (!(thrown instanceof StratumError)) throw thrown;
+        yield failed(new StratumError(thrown.code, `line ${line.line}: ${thrown.message}`, thrown.fix, thrown.cause));
+      }
+    }
+  }
+
+  return {
+    runner,
+    encoder,
+    async *rank(lines, { signal } = {}) {
+      const run = async (batch: Parameters<Runner["cosines"]>[0], members: readonly Job<Pending>[]) => {
+        const pairs: [number, number][] = [];
+        const targets: { pending: Pending; candidate: number }[] = [];
+        let anchor = 0;
+        for (const [i, { group, index }] of batch.sequences.entries()) {
+          if (index === 0) anchor = i;
+          else {
+            pairs.push([anchor, i]);
+            targets.push({ pending: members[group].item, candidate: index - 1 });
+          }
+        }
+        const scores = await runner.cosines(batch, pairs);
+        for (const [i, { pending, candidate }] of targets.entries()) pending.scores[candidate] = scores[i];
+      };
+      for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
+        yield outcome(pending, { topN, returnDocuments });
+      }
+    },
+    [Symbol.dispose]: () => runner[Symbol.dispose](),
+  };
+}
+
+function outcome({ line, notes, tokens, scores, error }: Pending, options: RankOptions): RankOutcome {
+  let failure = error;
+  if (line.kind === "list" && failure === null) {
+    const broken = scores.findIndex((score) => !Number.isFinite(score));
+    if (broken < 0) {
+      return {
+        kind: "ranked",
+        record: rankingRecord(line.list, scores, { ...options, notes }),
+        list: line.list,
+        tokens,
+        notes,
+      };
+    }
+    failure = new StratumError(
+      "state/not-finite",
+      `line ${line.line}: the state of candidate ${broken} or of its prompt holds NaN or infinity`,
+      "the checkpoint's weights overflow or are damaged: try a shallower --layer, and check the download",
+    );
+  }
+  const why = failure ?? new StratumError("state/not-finite", `line ${line.line}: no state`, "please report this");
+  return { kind: "failed", record: errorRecord(line.id, why), error: why, line: line.line };
+}
+
+/**
+ * Ranks lists that are at hand.
+ * @param lists objects of the lists format: `{ instruction | messages, candidates, id? }`
+ * @returns a ranking a list, in order
+ * @throws {StratumError} for the first list that cannot be ranked, and as `createRanker`
+ */
+export async function rank(
+  model: Model,
+  lists: readonly Fields[],
+  options: RankOptions = {},
+): Promise<RankingRecord[]> {
+  const lines = lists.map((record, i): ListLine => {
+    const list = parseList(record, String(i + 1));
+    return { kind: "list", line: i + 1, id: list.id, list };
+  });
+  async function* source(): AsyncGenerator<ListLine> {
+    yield* lines;
+  }
+  using ranker = await createRanker(model, options);
+  const records: RankingRecord[] = [];
+  for await (const result of ranker.rank(source())) {
+    if (result.kind === "failed") throw result.error;
+    records.push(result.record);
+  }
+  return records;
+}

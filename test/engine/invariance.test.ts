@@ -1,0 +1,217 @@
+/** A hidden state does not depend on company: the same state, bit for bit, on one adapter (DESIGN.md, promise 3). */
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { packBatches, type SequenceGroup } from "../../engine/batch.ts";
+import { createEngine, type LoadedModel, loadBlocks } from "../../engine/model.ts";
+import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
+import { createRunner } from "../../engine/runner.ts";
+import { firstBitDifference } from "../support/compare.ts";
+import { goldenModel } from "../support/golden.ts";
+import {
+  allStatesOf,
+  createLimitedEngine,
+  lastStates,
+  lastStatesOf,
+  randomGroups,
+  type StatesBySequence,
+  shuffled,
+} from "../support/states.ts";
+import { writeTinyModel } from "../support/tiny-model.ts";
+
+const engine = await createEngine();
+afterAll(() => engine[Symbol.dispose]());
+
+/** Where two runs over the same sequences differ, by sequence. */
+function differences(actual: StatesBySequence, expected: StatesBySequence): string[] {
+  expect([...actual.keys()].sort()).toEqual([...expected.keys()].sort());
+  return [...expected].flatMap(([name, states]) => {
+    const difference = firstBitDifference(actual.get(name)!, states);
+    return difference === undefined ? [] : [`sequence ${name} ${difference}`];
+  });
+}
+
+/** Every sequence as a batch of its own. */
+function alone(groups: readonly SequenceGroup[]) {
+  return groups.flatMap(({ sequences }, group) =>
+    sequences.flatMap((ids, index) =>
+      packBatches([{ sequences: [ids] }], { budget: 512 }).map((batch) => ({
+        ...batch,
+        sequences: batch.sequences.map((sequence) => ({ ...sequence, group, index })),
+      })),
+    ),
+  );
+}
+
+/** A run over reordered groups, under the names that the sequences had before. */
+function renamed(states: StatesBySequence, name: (group: number, index: number) => string): StatesBySequence {
+  return new Map(
+    [...states].map(([key, value]) => {
+      const [group, index] = key.split("/").map(Number);
+      return [name(group, index), value];
+    }),
+  );
+}
+
+describe.each([
+  ["mistral-window, F16", async () => ({ directory: goldenModel("mistral-window").directory })],
+  ["odd sizes, BF16 with biases", () => writeTinyModel({ dtype: "BF16", biases: true })],
+  ["demo, BF16", async () => ({ directory: goldenModel("demo").directory })],
+] as const)("%s", (title, write) => {
+  const place: { directory: string; [Symbol.asyncDispose]?: () => PromiseLike<void> } = { directory: "" };
+  let files: ModelFiles;
+  let model: LoadedModel;
+  let groups: SequenceGroup[];
+  let layers: number[];
+  let expected: StatesBySequence;
+
+  beforeAll(async () => {
+    Object.assign(place, await write());
+    files = await openModelFiles(place.directory);
+    const depth = Math.min(3, files.spec.blocks.length);
+    model = await loadBlocks(engine, files.checkpoint, files.spec, { depth });
+    groups = randomGroups(title.length, 9, files.spec.config.vocab);
+    layers = Array.from({ length: depth + 1 }, (_, k) => k);
+    using runner = await createRunner(model, { layers, output: "last", batchTokens: 512 });
+    expected = await lastStatesOf(runner, alone(groups));
+  });
+  afterAll(async () => {
+    model[Symbol.dispose]();
+    await files[Symbol.asyncDispose]();
+    await place[Symbol.asyncDispose]?.();
+  });
+
+  it("the lists share prefixes, and their states differ from each other", () => {
+    const batches = packBatches(groups, { budget: 512 });
+    expect(batches.flatMap(({ sequences }) => sequences).filter((s) => s.prefixLength > 0).length).toBeGreaterThan(8);
+    expect(Math.max(...batches.map(({ sequences }) => sequences.length))).toBeGreaterThan(8);
+    expect(new Set([...expected.values()].map((states) => states.join())).size).toBeGreaterThan(expected.size / 2);
+  });
+
+  it("packed with strangers, sharing prefixes: as alone", async () => {
+    expect(differences(await lastStates(model, groups, layers), expected)).toEqual([]);
+  });
+
+  it("packed with strangers, sharing nothing: as alone", async () => {
+    expect(differences(await lastStates(model, groups, layers, { sharePrefix: false }), expected)).toEqual([]);
+  });
+
+  it.each([1, 2])("lists in another order, candidates in another order (%i): as before", async (seed) => {
+    const order = shuffled(groups, seed).map(({ item, from }) => ({
+      from,
+      inside: shuffled(item.sequences, seed + from),
+    }));
+    const moved = order.map(({ inside }) => ({ sequences: inside.map(({ item }) => item) }));
+    const states = await lastStates(model, moved, layers);
+    const back = (group: number, index: number) => `${order[group].from}/${order[group].inside[index].from}`;
+    expect(differences(renamed(states, back), expected)).toEqual([]);
+  });
+
+  it.each([8, 24, 50])("cut by a budget of %i rows: as whole", async (budget) => {
+    const cut = packBatches(groups, { budget });
+    const chunks = new Map<string, number>();
+    for (const { sequences } of cut)
+      for (const { group, prefixStart } of sequences) chunks.set(`${group} ${prefixStart}`, group);
+    expect(cut.length).toBeGreaterThan(groups.length / 3);
+    using runner = await createRunner(model, { layers, output: "last", batchTokens: 128 });
+    expect(differences(await lastStatesOf(runner, cut), expected)).toEqual([]);
+  });
+
+  it("all tokens: shared and packed as alone, and the last of them as the pruned block gives it", async () => {
+    using runner = await createRunner(model, { layers, output: "all", batchTokens: 512 });
+    const lone = await allStatesOf(runner, alone(groups));
+    expect(differences(await allStatesOf(runner, packBatches(groups, { budget: 512 })), lone)).toEqual([]);
+    const d = files.spec.config.hiddenSize;
+    const lastOf = (states: Float32Array) => {
+      const t = states.length / layers.length / d;
+      const rows = layers.map((_, k) => states.subarray((k * t + t - 1) * d, (k + 1) * t * d));
+      return Float32Array.from(rows.flatMap((row) => [...row]));
+    };
+    expect(differences(new Map([...lone].map(([name, states]) => [name, lastOf(states)])), expected)).toEqual([]);
+  });
+
+  it("several layers in one pass: as one pass a layer, in the asked order", async () => {
+    const d = files.spec.config.hiddenSize;
+    for (const layer of layers) {
+      const single = await lastStates(model, groups, [layer]);
+      const cut = new Map([...expected].map(([name, rows]) => [name, rows.subarray(layer * d, (layer + 1) * d)]));
+      expect([layer, differences(single, cut)]).toEqual([layer, []]);
+    }
+    const [first, last] = [layers[0], layers[layers.length - 1]];
+    const backwards = await lastStates(model, groups, [last, first]);
+    const swapped = [...expected].map(([name, rows]) => {
+      const both = new Float32Array(2 * d);
+      both.set(rows.subarray(last * d, (last + 1) * d));
+      both.set(rows.subarray(first * d, (first + 1) * d), d);
+      return [name, both] as const;
+    });
+    expect(differences(backwards, new Map(swapped))).toEqual([]);
+  });
+
+  it("a batch run again, after others and in a grown workspace: as the first time", async () => {
+    using runner = await createRunner(model, { layers, output: "last" });
+    const batches = packBatches(groups, { budget: 100 });
+    await lastStatesOf(runner, batches);
+    expect(differences(await lastStatesOf(runner, batches), expected)).toEqual([]);
+    runner.grow(runner.budget + 64);
+    expect(differences(await lastStatesOf(runner, batches), expected)).toEqual([]);
+  });
+
+  it("cosines do not depend on company either", async () => {
+    using runner = await createRunner(model, {
+      layers: [layers[layers.length - 1]],
+      output: "scores",
+      batchTokens: 512,
+    });
+    const lists = groups.filter(({ sequences }) => sequences.length > 1);
+    const together = new Map<string, number>();
+    for (const batch of packBatches(lists, { budget: 512 })) {
+      const pairs = batch.sequences.slice(1).map((_, i) => [i, i + 1] as const);
+      const own = pairs.filter(([a, b]) => batch.sequences[a].group === batch.sequences[b].group);
+      const scores = await runner.cosines(batch, own);
+      for (const [i, [a]] of own.entries())
+        together.set(`${batch.sequences[a].group}/${batch.sequences[a].index}`, scores[i]);
+    }
+    const apart = new Map<string, number>();
+    for (const [group, { sequences }] of lists.entries()) {
+      for (let index = 0; index + 1 < sequences.length; index++) {
+        const [batch] = packBatches([{ sequences: sequences.slice(index, index + 2) }], { budget: 512 });
+        apart.set(`${group}/${index}`, (await runner.cosines(batch, [[0, 1]]))[0]);
+      }
+    }
+    expect(apart.size).toBeGreaterThan(8);
+    expect([...apart.values()].every((score) => score >= -1.000001 && score <= 1.000001)).toBe(true);
+    expect(together).toEqual(apart);
+  });
+});
+
+describe("weights split over several bindings", () => {
+  // 64 rows of the widest matrix, of 130 columns in F32, take 33,280 bytes: two parts and a rest of each wide matrix.
+  const limits = { maxStorageBufferBindingSize: 40_000 };
+  const sizes = { hidden: 130, ffn: 150, heads: 5, kvHeads: 5, headDim: 26, layers: 2 };
+
+  it.each([
+    ["F32", false],
+    ["F32", true],
+    ["BF16", true],
+    ["F16", false],
+  ] as const)("%s, biases %s: the states of a model whose weights lie in one piece", async (dtype, biases) => {
+    await using tiny = await writeTinyModel({ ...sizes, dtype, biases });
+    await using files = await openModelFiles(tiny.directory);
+    using limited = await createLimitedEngine(
+      dtype === "F32" ? limits : { maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize / 2 },
+    );
+    using whole = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 2 });
+    using split = await loadBlocks(limited, files.checkpoint, files.spec, { depth: 2 });
+    for (const role of ["query", "key", "value", "attentionOut", "gate", "up", "down"] as const) {
+      expect([role, whole.blocks[0].matrices[role].parts.length]).toEqual([role, 1]);
+      expect([role, split.blocks[0].matrices[role].parts.length]).toEqual([role, 3]);
+    }
+    const groups = randomGroups(5, 6, tiny.vocab);
+    const batches = packBatches(groups, { budget: 32 }).filter(({ ids }) => ids.length <= 32);
+    expect(batches.length).toBeGreaterThan(3);
+    const run = async (model: LoadedModel) => {
+      using runner = await createRunner(model, { layers: [1, 2], output: "last", batchTokens: 32 });
+      return await lastStatesOf(runner, batches);
+    };
+    expect(differences(await run(split), await run(whole))).toEqual([]);
+  });
+});
