@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The command line: declares the commands, turns failures into exit codes. */
 import { Command, CommanderError } from "commander";
+import { benchCommand } from "./bench.ts";
 import { packageVersion } from "./common.ts";
 import { demoCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
@@ -11,16 +12,20 @@ import { EXIT, exitCodeOf, reportError } from "./terminal.ts";
 
 const program = new Command("stratum")
   .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
-  .version(packageVersion())
-  .showHelpAfterError("(--help shows what is possible)")
-  .exitOverride();
+  .version(packageVersion());
 rankCommand(program);
 extractCommand(program);
 inspectCommand(program);
 doctorCommand(program);
 demoCommand(program);
-for (const command of program.commands)
-  command.exitOverride().showHelpAfterError(`(stratum ${command.name()} --help shows what is possible)`);
+benchCommand(program);
+
+/** Usage errors are thrown, so that they end with this program's exit code, and name the help that fits. */
+function strict(command: Command, path: string): void {
+  command.exitOverride().showHelpAfterError(`(${path} --help shows what is possible)`);
+  for (const child of command.commands) strict(child, `${path} ${child.name()}`);
+}
+strict(program, "stratum");
 
 // A closed stdout is reported by the write that meets it; without a listener the process would die of the event.
 process.stdout.on("error", () => undefined);

@@ -66,9 +66,11 @@ export class Device {
     this.gpu = gpu;
     this.#instance = instance;
     this.info = info;
-    gpu.addEventListener("uncapturederror", (event) =>
-      this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error)),
-    );
+    gpu.addEventListener("uncapturederror", (event) => {
+      // Dawn prints what nobody claims.
+      event.preventDefault();
+      this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error));
+    });
     gpu.lost.then((lost) => {
       if (this.#disposed) return;
       this.#latch(

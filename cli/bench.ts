@@ -1,0 +1,157 @@
+/** `stratum bench`: timed runs, interleaved, medians. */
+import { cpus } from "node:os";
+import type { Command } from "commander";
+import { type BenchRow, benchDepth, benchRank, type RankBenchOptions } from "../engine/bench.ts";
+import type { Model } from "../engine/hidden-states.ts";
+import { resolveLayer } from "../engine/layers.ts";
+import { StratumError } from "../errors.ts";
+import {
+  addCommonOptions,
+  type CommonOptions,
+  loadPlanned,
+  modelDirectory,
+  positiveInteger,
+  withEngine,
+  withModelFiles,
+} from "./common.ts";
+import { formatTable } from "./format.ts";
+import { EXIT, note, startProgress, writeStdout } from "./terminal.ts";
+
+interface BenchFlags extends CommonOptions {
+  readonly model?: string;
+  readonly layer: string;
+  readonly prompt: number;
+  readonly candidates: number;
+  readonly tokens: number;
+  readonly runs: number;
+  readonly seed: number;
+}
+
+const EXAMPLES = `
+Examples:
+  $ stratum bench rank --prompt 256 --candidates 8 --tokens 32
+  $ stratum bench depth --json`;
+
+interface Verdict {
+  readonly text: string;
+  readonly figures: Readonly<Record<string, number>>;
+}
+
+/** Declares `bench rank` and `bench depth`. */
+export function benchCommand(program: Command): void {
+  const bench = program.command("bench").description("time the engine on this adapter").addHelpText("after", EXAMPLES);
+  const declare = (
+    name: string,
+    description: string,
+    layer: string,
+    run: (model: Model, layer: number, options: Omit<RankBenchOptions, "layer">) => Promise<BenchRow[]>,
+    judge: (rows: readonly BenchRow[], layer: number) => Verdict,
+  ) => {
+    const command = bench
+      .command(name)
+      .description(description)
+      .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
+      .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", layer)
+      .option("--prompt <n>", "tokens of the prompt", positiveInteger, 256)
+      .option("--candidates <n>", "candidates of the list", positiveInteger, 8)
+      .option("--tokens <n>", "tokens of each candidate", positiveInteger, 32)
+      .option("--runs <n>", "counted runs of each side", positiveInteger, 7)
+      .option("--seed <n>", "seed of the random tokens", positiveInteger, 1)
+      .addHelpText("after", EXAMPLES);
+    addCommonOptions(command, "JSON on stdout").action(async (flags: BenchFlags) => {
+      process.exitCode = await runBench(flags, run, judge);
+    });
+  };
+  declare(
+    "rank",
+    "one list: the prompt computed once against once for every candidate",
+    "25%",
+    (model, layer, options) => benchRank(model, { ...options, layer }),
+    ([once, every]) => {
+      const ratio = once.median_ms / every.median_ms;
+      return {
+        text: `the prompt once costs ${ratio.toFixed(3)} of the prompt for every candidate (rows: ${(once.rows / every.rows).toFixed(3)})`,
+        figures: { ratio: Number(ratio.toFixed(4)), rows_ratio: Number((once.rows / every.rows).toFixed(4)) },
+      };
+    },
+  );
+  declare(
+    "depth",
+    "one list to every layer, 0 to --layer",
+    "100%",
+    (model, layer, options) =>
+      benchDepth(
+        model,
+        Array.from({ length: layer + 1 }, (_, k) => k),
+        options,
+      ),
+    (rows, layer) => {
+      const last = rows[layer].median_ms;
+      const shares = rows
+        .slice(1)
+        .map((row, i) => row.median_ms / ((1.1 * (i + 1) * last) / layer + rows[0].median_ms));
+      const worst = Math.max(...shares);
+      return {
+        text: `time to layer k over (1.1 k/${layer} of the time to layer ${layer} + the time to layer 0): at most ${worst.toFixed(3)}`,
+        figures: { worst_share: Number(worst.toFixed(4)) },
+      };
+    },
+  );
+}
+
+async function runBench(
+  flags: BenchFlags,
+  run: (model: Model, layer: number, options: Omit<RankBenchOptions, "layer">) => Promise<BenchRow[]>,
+  judge: (rows: readonly BenchRow[], layer: number) => Verdict,
+): Promise<number> {
+  return withModelFiles(modelDirectory(flags.model), async (files) => {
+    const { config } = files.spec;
+    const layer = resolveLayer(flags.layer, config.layers);
+    const { prompt, candidates, tokens, runs, seed } = flags;
+    if (prompt + tokens > config.maxPositions) {
+      throw new StratumError(
+        "usage/bench",
+        `${prompt} + ${tokens} tokens; the model has ${config.maxPositions} positions`,
+        "lower --prompt or --tokens",
+      );
+    }
+    return withEngine(flags, async (engine) => {
+      const model = await loadPlanned(engine, files, { layers: [layer], output: "scores" });
+      const progress = startProgress(runs + 1, "rounds");
+      const rows = await run(model, layer, {
+        prompt,
+        candidates,
+        tokens,
+        runs,
+        seed,
+        onRound: () => progress.add(1, 0),
+      });
+      progress.stop();
+      const verdict = judge(rows, layer);
+      const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
+      if (flags.json) {
+        await writeStdout(
+          `${JSON.stringify({ adapter: engine.device.info.name, machine, node: process.version, model: files.directory, rows, ...verdict.figures })}\n`,
+        );
+      } else {
+        note("");
+        const table = formatTable(
+          ["", "shape", "rows", "median ms", "iqr ms", "runs"],
+          rows.map((row) => [
+            row.name,
+            row.shape,
+            String(row.rows),
+            row.median_ms.toFixed(1),
+            row.iqr_ms.toFixed(1),
+            String(row.runs),
+          ]),
+          [2, 3, 4, 5],
+        );
+        await writeStdout(
+          `${table}\n\n${verdict.text}\non ${engine.device.info.name}, ${machine}, Node ${process.version}\n`,
+        );
+      }
+      return EXIT.ok;
+    });
+  });
+}
