@@ -1,5 +1,5 @@
 /** Timed runs of a model: interleaved, so that a noisy machine disturbs all sides alike; medians and spread. */
-import { seededRandom } from "../kernels/cases.ts";
+import { seededRandom } from "../kernels/random.ts";
 import { packBatches, type SequenceGroup } from "./batch.ts";
 import type { Model } from "./hidden-states.ts";
 import { createRunner, type Runner } from "./runner.ts";

@@ -1,7 +1,7 @@
 /** What a run costs: floating-point operations, and a measured rate to turn them into time. */
 
-import { seededRandom } from "../kernels/cases.ts";
 import { matmul, matmulTile } from "../kernels/matmul.ts";
+import { seededRandom } from "../kernels/random.ts";
 import type { DecoderConfig } from "../weights/config.ts";
 import { type Batch, rowOf } from "./batch.ts";
 import type { Engine } from "./model.ts";

@@ -18,14 +18,13 @@ import {
   type Target,
   type TwinBuffer,
 } from "./kernel.ts";
+import { laneSum } from "./reduce.ts";
 
 export interface CosineVariant {
   /** Row length D. */
   readonly d: number;
   readonly subgroup: number;
 }
-
-const TREE_LANES = 64;
 
 const BINDINGS: readonly Binding[] = [
   { name: "x", access: "read", type: "array<f32>", shape: ["T", "D"] },
@@ -34,22 +33,13 @@ const BINDINGS: readonly Binding[] = [
   PARAMS,
 ];
 
-const TREE_SUM = `
-  partial[lane] = sums;
-  for (var half = ${TREE_LANES / 2}u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (lane < half) { partial[lane] += partial[lane + half]; }
-  }
-  workgroupBarrier();
-  let total = partial[0];`;
-
 /** The kernel of a variant. Rows: R, the pairs. */
 export function cosine(variant: CosineVariant): Kernel {
   const { d, subgroup } = variant;
-  const lanes = subgroup || TREE_LANES;
+  const { lanes, declarations, text } = laneSum(subgroup, "vec4<f32>", "sums");
   const wgsl = `${subgroup ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
 ${declareBindings(BINDINGS)}
-${subgroup ? "" : `var<workgroup> partial: array<vec4<f32>, ${TREE_LANES}>;`}
+${declarations}
 @compute @workgroup_size(${lanes})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
   // A group past the end repeats the last pair: the reduction below must stay uniform, and equal writes do no harm.
@@ -63,7 +53,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     let broken = (bitcast<u32>(a) & 0x7f800000u) == 0x7f800000u || (bitcast<u32>(b) & 0x7f800000u) == 0x7f800000u;
     sums += vec4<f32>(a * b, a * a, b * b, select(0.0, 1.0, broken));
   }
-  ${subgroup ? "let total = subgroupAdd(sums);" : TREE_SUM}
+  ${text}
   if (lane == 0u) {
     out[pair] = vec2<f32>(total.x / max(sqrt(total.y) * sqrt(total.z), 1e-8), select(0.0, 1.0, total.w == 0.0));
   }

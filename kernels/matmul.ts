@@ -118,6 +118,12 @@ function storeText(variant: MatmulVariant, r: number, c: number): string {
   return epilogue === "add" ? `${at} = ${at} + ${sum(0, "weight")};` : `${at} = ${sum(0, "weight")};`;
 }
 
+/**
+ * Values of k that are summed on their own before they join the total: the rounding error of a sum grows with the root
+ * of the number of terms that are added one after another.
+ */
+const BLOCK = 256;
+
 /** The kernel of a variant. Rows: T. */
 export function matmul(variant: MatmulVariant): Kernel {
   const { k, n, weight, tileRows, tileCols, lanes, subgroup } = variant;
@@ -129,6 +135,10 @@ export function matmul(variant: MatmulVariant): Kernel {
   const tail = k - full * step;
   const rows = range(tileRows);
   const cols = range(tileCols);
+  const perBlock = Math.max(1, Math.floor(BLOCK / step));
+  const blocked = full > perBlock;
+  const sums = (each: (sum: string) => string) =>
+    names.map((_, j) => rows.map((r) => cols.map((c) => each(`s${j}_${r}_${c}`)).join(" ")).join("\n  ")).join("\n  ");
   const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
 ${declareBindings(bindings)}
 ${unpackFunctions(weight)}
@@ -138,13 +148,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let last = params.rows - 1u;
   ${rows.map((r) => `let x${r} = min(row0 + ${r}u, last) * ${k}u;`).join("\n  ")}
   ${cols.map((c) => `let n${c} = group.x * ${lanes * tileCols}u + ${c * lanes}u + local;\n  let w${c} = min(n${c}, ${n - 1}u) * ${words(k)}u;`).join("\n  ")}
-  ${names.map((_, j) => rows.map((r) => cols.map((c) => `var s${j}_${r}_${c} = 0.0;`).join(" ")).join("\n  ")).join("\n  ")}
-  for (var i = 0u; i < ${full}u; i++) {
+  ${sums((s) => `var ${s} = 0.0;`)}
+  ${blocked ? sums((s) => `var total_${s} = 0.0;`) : ""}
+  for (var i0 = 0u; i0 < ${full}u; i0 += ${perBlock}u) {
+    for (var i = i0; i < min(i0 + ${perBlock}u, ${full}u); i++) {
     let kx = i * ${step}u;
     let kw = i * ${words(step)}u;
     ${stepText(variant, step)}
+    }
+    ${blocked ? sums((s) => `total_${s} += ${s}; ${s} = 0.0;`) : ""}
   }
   ${tail > 0 ? `{\n    let kx = ${full * step}u;\n    let kw = ${words(full * step)}u;\n    ${stepText(variant, tail)}\n  }` : ""}
+  ${blocked ? sums((s) => `${s} += total_${s};`) : ""}
   ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, r, c)} }`).join("\n    ")}\n  }`).join("\n  ")}
 }
 `;

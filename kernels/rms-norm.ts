@@ -17,6 +17,7 @@ import {
   type Target,
   type TwinBuffer,
 } from "./kernel.ts";
+import { laneSum } from "./reduce.ts";
 import { wgslFloat } from "./wgsl.ts";
 
 export interface RmsNormVariant {
@@ -26,8 +27,6 @@ export interface RmsNormVariant {
   readonly subgroup: number;
 }
 
-const TREE_LANES = 64;
-
 const BINDINGS: readonly Binding[] = [
   { name: "x", access: "read", type: "array<f32>", shape: ["T", "D"] },
   { name: "weight", access: "read", type: "array<f32>", shape: ["D"] },
@@ -35,22 +34,13 @@ const BINDINGS: readonly Binding[] = [
   PARAMS,
 ];
 
-const TREE_SUM = `
-  partial[lane] = sum;
-  for (var half = ${TREE_LANES / 2}u; half > 0u; half >>= 1u) {
-    workgroupBarrier();
-    if (lane < half) { partial[lane] += partial[lane + half]; }
-  }
-  workgroupBarrier();
-  let total = partial[0];`;
-
 /** The kernel of a variant. Rows: T. */
 export function rmsNorm(variant: RmsNormVariant): Kernel {
   const { d, eps, subgroup } = variant;
-  const lanes = subgroup || TREE_LANES;
+  const { lanes, declarations, text } = laneSum(subgroup, "f32", "sum");
   const wgsl = `${subgroup ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
 ${declareBindings(BINDINGS)}
-${subgroup ? "" : `var<workgroup> partial: array<f32, ${TREE_LANES}>;`}
+${declarations}
 @compute @workgroup_size(${lanes})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
   // A group past the end repeats the last row: the reduction below must stay uniform, and equal writes do no harm.
@@ -60,7 +50,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     let value = x[base + i];
     sum = fma(value, value, sum);
   }
-  ${subgroup ? "let total = subgroupAdd(sum);" : TREE_SUM}
+  ${text}
   let scale = inverseSqrt(total / ${d}.0 + ${wgslFloat(eps)});
   for (var i = lane; i < ${d}u; i += ${lanes}u) { out[base + i] = x[base + i] * scale * weight[i]; }
 }
