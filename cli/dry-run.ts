@@ -5,7 +5,7 @@ import type { ModelFiles } from "../engine/model-files.ts";
 import { batchBudget, planRun } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
 import { createListEncoder } from "../scorer/encode.ts";
-import type { ListLine } from "../scorer/lists.ts";
+import { emptyFileError, type ListLine } from "../scorer/lists.ts";
 import type { RankOptions } from "../scorer/rank.ts";
 import { type CommonOptions, withEngine } from "./common.ts";
 import { formatBytes, formatCount, formatFields, formatSeconds } from "./format.ts";
@@ -18,6 +18,7 @@ const CHUNK = 256;
 export async function dryRun(
   files: ModelFiles,
   lines: AsyncIterable<ListLine>,
+  source: string,
   options: RankOptions,
   flags: CommonOptions,
 ): Promise<number> {
@@ -59,6 +60,7 @@ export async function dryRun(
       }
     }
     count();
+    if (counts.lists === 0) throw emptyFileError(source);
     const rate = await measureRate({ device, ...engine }, files.spec.config);
     const seconds = counts.flops / rate;
     const estimate = {

@@ -22,7 +22,10 @@ benchCommand(program);
 
 /** Usage errors are thrown, so that they end with this program's exit code, and name the help that fits. */
 function strict(command: Command, path: string): void {
-  command.exitOverride().showHelpAfterError(`(${path} --help shows what is possible)`);
+  command
+    .exitOverride()
+    .showHelpAfterError(`  fix: ${path} --help shows what is possible`)
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error:/, "error usage/arguments:")) });
   for (const child of command.commands) strict(child, `${path} ${child.name()}`);
 }
 strict(program, "stratum");

@@ -1,5 +1,6 @@
 /** Where lines of data go: stdout, or a file that gets its name only when it is whole. */
-import { type FileHandle, open, rename, stat } from "node:fs/promises";
+import { access, constants, type FileHandle, open, rename, stat } from "node:fs/promises";
+import { dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import { note, writeStdout } from "./terminal.ts";
 
@@ -40,46 +41,53 @@ export async function openOutput(path: string | undefined): Promise<LineOutput> 
   }
   const special = await isSpecial(path);
   const partial = special ? path : `${path}.partial`;
-  let file: FileHandle;
-  try {
-    file = await open(partial, "w");
-  } catch (cause) {
-    throw writeFailed(path, path, cause);
-  }
+  await checkFolder(path, special);
+  // Opened by the first line: a run that fails before it leaves nothing, and an earlier run's partial file as it is.
+  let file: FileHandle | undefined;
   let buffered = "";
   let failed = false;
   const flush = async () => {
     const text = buffered;
     buffered = "";
     try {
+      file ??= await open(partial, "w");
       // appendFile keeps writing until all is written; write() may stop short.
       await file.appendFile(text);
     } catch (cause) {
       failed = true;
-      await file.close().catch(() => undefined);
+      await file?.close().catch(() => undefined);
       throw writeFailed(path, partial, cause);
     }
   };
   return {
     async write(line) {
       buffered += line;
-      if (buffered.length >= BUFFER_BYTES) await flush();
+      if (file === undefined || buffered.length >= BUFFER_BYTES) await flush();
     },
     async finish() {
       await flush();
       try {
-        if (!special) await file.sync();
-        await file.close();
+        if (!special) await file?.sync();
+        await file?.close();
         if (!special) await rename(partial, path);
       } catch (cause) {
         throw writeFailed(path, partial, cause);
       }
     },
     async leave() {
-      if (failed) return;
+      if (failed || file === undefined) return;
       await flush();
       await file.close();
       if (!special) note(`unfinished: what was done lies in ${partial}`);
     },
   };
+}
+
+/** Fails early where the folder of an output does not exist or cannot be written. */
+async function checkFolder(path: string, special: boolean): Promise<void> {
+  try {
+    await access(special ? path : dirname(path), constants.W_OK);
+  } catch (cause) {
+    throw writeFailed(path, path, cause);
+  }
 }

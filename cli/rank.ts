@@ -149,7 +149,7 @@ export async function runRank(path: string | undefined, flags: RankFlags): Promi
     };
     if ((await files.template()) === null)
       note("note    this model has no chat template: prompts are plain concatenation (marked in each ranking)");
-    if (flags.dryRun) return dryRun(files, source.lines, options, flags);
+    if (flags.dryRun) return dryRun(files, source.lines, source.name, options, flags);
 
     const output = await openOutput(flags.output);
     let finished = false;

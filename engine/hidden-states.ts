@@ -143,16 +143,15 @@ export async function batchStates(
 /**
  * Looks for NaN and infinity in states.
  * @param states (K, T, D), T = 1 for last-token states
- * @returns the error `state/not-finite` with the layer and the token, or null
+ * @returns the error `state/not-finite` with the first layer that holds one, or null
  */
 export function finiteFault(states: Float32Array, layers: readonly number[], d: number): StratumError | null {
   const at = states.findIndex((value) => !Number.isFinite(value));
   if (at < 0) return null;
   const tokens = states.length / (layers.length * d);
-  const layer = layers[Math.floor(at / (tokens * d))];
   return new StratumError(
     "state/not-finite",
-    `the state of layer ${layer}, token ${Math.floor(at / d) % tokens} holds ${states[at]}`,
+    `a state of layer ${layers[Math.floor(at / (tokens * d))]} holds ${states[at]}`,
     "the checkpoint's weights overflow or are damaged: try a shallower --layer, and check the download",
   );
 }

@@ -262,8 +262,9 @@ export function planWorkspace(spec: ModelSpec, { rows, taps, output }: Workspace
 
 /** Rows of a batch where nothing else is asked for. */
 export const DEFAULT_BATCH_TOKENS = 2048;
-/** A default budget grows for a single long sequence or list up to this many rows. */
+/** A default budget grows for a single long sequence or list up to this many rows, and this many bytes. */
 const MAX_GROWN_ROWS = 32768;
+const MAX_GROWN_BYTES = 2 * 1024 ** 3;
 
 /** The budget of a batch, and how far it may grow. */
 export interface BatchBudget {
@@ -279,7 +280,13 @@ export interface BatchBudget {
 export function batchBudget(spec: ModelSpec, limits: DeviceLimits, batchTokens?: number): BatchBudget {
   const limit = maxRows(spec, limits);
   if (batchTokens === undefined) {
-    return { budget: Math.min(DEFAULT_BATCH_TOKENS, limit), maxBudget: Math.min(MAX_GROWN_ROWS, limit) };
+    const budget = Math.min(DEFAULT_BATCH_TOKENS, limit);
+    const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
+    const rowBytes = 4 * (2 * d + 2 * heads * headDim + 2 * kvHeads * headDim + ffn);
+    return {
+      budget,
+      maxBudget: Math.max(budget, Math.min(MAX_GROWN_ROWS, limit, Math.floor(MAX_GROWN_BYTES / rowBytes))),
+    };
   }
   if (Number.isInteger(batchTokens) && batchTokens >= MIN_SEQUENCE_ROWS && batchTokens <= limit) {
     return { budget: batchTokens, maxBudget: batchTokens };

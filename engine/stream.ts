@@ -105,6 +105,8 @@ async function paused(next: Promise<unknown>): Promise<boolean> {
 
 async function orAborted<T>(next: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
   if (signal === undefined) return next;
+  // An abort that came before leaves no event to wait for.
+  if (signal.aborted) return undefined;
   let stop: (() => void) | undefined;
   const aborted = new Promise<undefined>((resolve) => {
     stop = () => resolve(undefined);

@@ -1,6 +1,6 @@
 /** Files of hidden states: one safetensors file, or numbered parts with an index, and a line a sequence beside it. */
-import { rename, rm, stat, writeFile } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { basename, dirname, join, normalize } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import { createSafetensorsWriter, type SafetensorsWriter } from "../weights/safetensors-writer.ts";
 import type { ExtractedSequence } from "./extract.ts";
@@ -39,8 +39,9 @@ function partPath(path: string, part: number): string {
 }
 
 /** @throws {StratumError} `file/write-failed`, `file/not-a-file` */
-export async function createStatesWriter(path: string, options: StatesWriterOptions): Promise<StatesWriter> {
+export async function createStatesWriter(file: string, options: StatesWriterOptions): Promise<StatesWriter> {
   const { layers, tokens, d, metadata, partBytes } = options;
+  const path = normalize(file);
   const found = await stat(path).catch(() => undefined);
   if (found !== undefined && !found.isFile()) {
     throw new StratumError("file/not-a-file", `${path} is not a regular file`, "give -o the name of a file");
@@ -58,6 +59,23 @@ export async function createStatesWriter(path: string, options: StatesWriterOpti
     await guarded(() => rename(`${path}.partial`, target));
     parts.push({ path: target, sequences: inPart, bytes });
     inPart = 0;
+  }
+
+  /** What an earlier run left under this name in another form (whole, or in more parts) would contradict the new files. */
+  async function removeStale(written: readonly string[]): Promise<void> {
+    const [head, tail] = partPath(basename(path), 0).split("00000");
+    const ours = (name: string) =>
+      name === basename(path) ||
+      name === `${basename(path)}.index.json` ||
+      (name.startsWith(head) &&
+        name.endsWith(tail) &&
+        /^\d{5}$/.test(name.slice(head.length, name.length - tail.length)));
+    await guarded(async () => {
+      for (const name of await readdir(dirname(path))) {
+        const found = join(dirname(path), name);
+        if (ours(name) && !written.includes(found)) await rm(found, { force: true });
+      }
+    });
   }
 
   async function guarded<T>(step: () => Promise<T>): Promise<T> {
@@ -98,6 +116,7 @@ export async function createStatesWriter(path: string, options: StatesWriterOpti
     async finish() {
       if (parts.length === 0) {
         await writer.finish();
+        await removeStale([path]);
         return [path];
       }
       await endPart();
@@ -105,10 +124,10 @@ export async function createStatesWriter(path: string, options: StatesWriterOpti
       await guarded(async () => {
         await writeFile(`${index}.partial`, indexText(parts));
         await rename(`${index}.partial`, index);
-        // The whole-file form of an earlier run would contradict the parts.
-        await rm(path, { force: true });
       });
-      return [...parts.map((part) => part.path), index];
+      const written = [...parts.map((part) => part.path), index];
+      await removeStale(written);
+      return written;
     },
     async leave() {
       const whole = parts.map((part) => part.path);

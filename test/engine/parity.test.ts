@@ -84,7 +84,10 @@ describe("hidden states of checkpoints that no golden file has, against float64 
     ["F32, with biases, odd sizes", { dtype: "F32", biases: true, hidden: 35, ffn: 71 }],
     ["BF16, odd K in packed rows, with biases", { dtype: "BF16", biases: true, hidden: 33, ffn: 69, headDim: 14 }],
     ["F16, odd K in packed rows, a window", { dtype: "F16", window: 5, hidden: 33, ffn: 69 }],
-    ["F16, one key-value head, heads wider than the state", { dtype: "F16", kvHeads: 1, headDim: 36 }],
+    [
+      "F16, one key-value head, heads together wider than the state",
+      { dtype: "F16", kvHeads: 1, headDim: 36, hidden: 32 },
+    ],
     ["BF16 with F32 norms", { dtype: "BF16", dtypeOf: { "layernorm.weight": "F32" } }],
     ["F32 gate beside a BF16 up", { dtype: "BF16", dtypeOf: { "gate_proj.weight": "F32" } }],
     ["F16 gate beside a BF16 up, odd K", { dtype: "BF16", dtypeOf: { "gate_proj.weight": "F16" }, hidden: 33 }],

@@ -1,6 +1,6 @@
 import { expect, it } from "vitest";
 import { attentionTiles } from "../../kernels/attention.ts";
-import { seededRandom } from "../../kernels/cases.ts";
+import { seededRandom } from "../../kernels/random.ts";
 
 /** Rows of random runs: runs of consecutive positions of one sequence, some of which begin alike. */
 function randomSpans(seed: number) {

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { createEngine } from "../../engine/model.ts";
 import { runKernel } from "../../engine/run-kernel.ts";
 import { type AttentionVariant, attention, attentionTiles } from "../../kernels/attention.ts";
-import { seededRandom } from "../../kernels/cases.ts";
+import { seededRandom } from "../../kernels/random.ts";
 import { cosine } from "../../kernels/cosine.ts";
 import type { Kernel, TwinBuffer } from "../../kernels/kernel.ts";
 import { matmul, matmulTile } from "../../kernels/matmul.ts";

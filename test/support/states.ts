@@ -4,7 +4,7 @@ import { Device, type DeviceLimits } from "../../engine/device.ts";
 import { createEngine, type Engine, type LoadedModel } from "../../engine/model.ts";
 import { Pipelines } from "../../engine/pipelines.ts";
 import { createRunner, type Runner } from "../../engine/runner.ts";
-import { seededRandom } from "../../kernels/cases.ts";
+import { seededRandom } from "../../kernels/random.ts";
 
 /** Lists as they come: a common beginning, candidates of any length, some identical, some of one token. */
 export function randomGroups(seed: number, count: number, vocab: number): SequenceGroup[] {

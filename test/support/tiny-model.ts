@@ -2,7 +2,7 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { seededRandom } from "../../kernels/cases.ts";
+import { seededRandom } from "../../kernels/random.ts";
 import { encodeFloats, type FloatDtype } from "../../weights/floats.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 
@@ -28,6 +28,10 @@ export interface TinyModelOptions {
   readonly seed?: number;
   /** Stored type of the tensors whose names end so. */
   readonly dtypeOf?: Readonly<Record<string, FloatDtype>>;
+  /** The name under which a tensor is stored; null leaves it out. */
+  readonly rename?: (name: string) => string | null;
+  /** More entries of config.json. */
+  readonly config?: Readonly<Record<string, unknown>>;
   /** Changes a tensor's values before they are stored. */
   readonly change?: (name: string, values: Float32Array) => void;
 }
@@ -42,14 +46,15 @@ export interface TinyModel extends AsyncDisposable {
 
 /** Writes a Llama (or, with a window, a Mistral) of these sizes into a temporary folder. */
 export async function writeTinyModel(options: TinyModelOptions = {}): Promise<TinyModel> {
+  // The sizes of the golden llama: whoever compiles slowly has those kernels already.
   const {
     dtype = "F32",
-    hidden = 33,
-    ffn = 70,
+    hidden = 64,
+    ffn = 172,
     layers = 3,
     heads = 4,
     kvHeads = 2,
-    headDim = 10,
+    headDim = 16,
     vocab = 50,
   } = options;
   const { biases = false, window, seed = 1 } = options;
@@ -62,7 +67,8 @@ export async function writeTinyModel(options: TinyModelOptions = {}): Promise<Ti
     options.change?.(name, values);
     const type = Object.entries(options.dtypeOf ?? {}).find(([end]) => name.endsWith(end))?.[1] ?? dtype;
     tensors.set(name, values);
-    stored.push({ name, dtype: type, shape, bytes: encodeFloats(values, type) });
+    const storedName = options.rename ? options.rename(name) : name;
+    if (storedName !== null) stored.push({ name: storedName, dtype: type, shape, bytes: encodeFloats(values, type) });
   };
   const matrix = (name: string, n: number, k: number) => {
     add(`${name}.weight`, [n, k], Math.sqrt(3 / k));
@@ -101,6 +107,7 @@ export async function writeTinyModel(options: TinyModelOptions = {}): Promise<Ti
     rope_theta: 10000,
     max_position_embeddings: 256,
     ...(window === undefined ? { attention_bias: biases, mlp_bias: biases } : { sliding_window: window }),
+    ...options.config,
   };
   await writeFile(join(directory, "config.json"), JSON.stringify(config));
   return {

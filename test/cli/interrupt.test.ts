@@ -1,0 +1,176 @@
+/** Ends that come from outside: signals, closed pipes, full disks. Nothing half-written ever bears the output's name. */
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { open, symlink } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { RankingRecord } from "../../scorer/rankings.ts";
+import {
+  type CliProcess,
+  EXAMPLES,
+  errorCodes,
+  type Folder,
+  jsonLines,
+  startStratum,
+  stratum,
+  temporaryFolder,
+  until,
+} from "../support/cli.ts";
+
+/** Windows has neither signals that a process can catch nor devices as files; the project is not tested there. */
+const onPosix = describe.skipIf(process.platform === "win32");
+/** /dev/full is Linux's own. */
+const onLinux = describe.skipIf(process.platform !== "linux");
+
+let folder: Folder;
+beforeAll(async () => {
+  folder = await temporaryFolder();
+});
+afterAll(() => folder[Symbol.asyncDispose]());
+
+const STACK_FRAME = /^\s+at .+[:(]/m;
+/** Passed through to the output, so that few lists fill its buffer and reach the disk. */
+const padding = "x".repeat(50_000);
+const list = (i: number) =>
+  `${JSON.stringify({ id: `list-${i}`, instruction: `What is ${i}?`, candidates: ["A number.", `It is ${i}.`], padding })}\n`;
+
+/** Feeds lists for as long as the process reads them: no adapter is fast enough to reach the end. */
+async function feed({ child }: CliProcess, most = Number.POSITIVE_INFINITY): Promise<void> {
+  const stdin = child.stdin!;
+  const exited = new Promise((resolve) => child.once("exit", resolve));
+  for (let i = 0; i < most && child.exitCode === null && child.signalCode === null && stdin.writable; i++) {
+    if (stdin.write(list(i))) continue;
+    await Promise.race([new Promise((resolve) => stdin.once("drain", resolve)), exited]);
+  }
+}
+
+/** Waits until records have reached the disk. */
+const untilWritten = (path: string) =>
+  until(() => (existsSync(path) && statSync(path).size > 0 ? true : undefined), `records in ${path}`);
+
+onPosix("a signal in the middle of a run", () => {
+  it.each([
+    // One waits for a line that never comes, the other runs batch after batch.
+    { signal: "SIGINT", code: 130, lists: 4 },
+    { signal: "SIGTERM", code: 143, lists: Number.POSITIVE_INFINITY },
+  ] as const)(
+    "$signal ends it with $code and leaves what was done under another name",
+    async ({ signal, code, lists }) => {
+      const out = join(folder.path, `${signal}.jsonl`);
+      const run = startStratum(["rank", "-", "-o", out, "--json"]);
+      const fed = feed(run, lists);
+      await untilWritten(`${out}.partial`);
+      const begin = performance.now();
+      run.child.kill(signal);
+      const { code: exit, stdout, stderr } = await run.ended;
+      expect([exit, stdout]).toEqual([code, ""]);
+      // One batch of 2048 tokens may have to end first.
+      expect(performance.now() - begin).toBeLessThan(20_000);
+      await fed;
+      expect(existsSync(out)).toBe(false);
+      expect(stderr).toContain(`unfinished: what was done lies in ${out}.partial`);
+      expect(stderr).toMatch(/"stopped":true/);
+      expect([errorCodes(stderr), STACK_FRAME.test(stderr)]).toEqual([[], false]);
+      const records = jsonLines<RankingRecord>(readFileSync(`${out}.partial`, "utf8"));
+      expect(records.length).toBeGreaterThanOrEqual(2);
+      expect(records.map(({ id, results }) => [id, results.length])).toEqual(records.map((_, i) => [`list-${i}`, 2]));
+    },
+  );
+
+  it("SIGKILL leaves no file of the output's name, and the next run writes it", async () => {
+    const out = join(folder.path, "killed.jsonl");
+    const run = startStratum(["rank", "-", "-o", out]);
+    void feed(run);
+    await untilWritten(`${out}.partial`);
+    run.child.kill("SIGKILL");
+    await run.ended;
+    expect(run.child.signalCode).toBe("SIGKILL");
+    expect(existsSync(out)).toBe(false);
+    const next = await stratum(["rank", "-", "-o", out], { stdin: list(7) });
+    expect(next.code).toBe(0);
+    expect(jsonLines<RankingRecord>(readFileSync(out, "utf8")).map(({ id }) => id)).toEqual(["list-7"]);
+    expect(existsSync(`${out}.partial`)).toBe(false);
+  });
+
+  it("ends extract with whole files under other names", async () => {
+    const out = join(folder.path, "states.safetensors");
+    const run = startStratum(["extract", "-", "-o", out, "--layers", "1"]);
+    const fed = feed(run);
+    await untilWritten(`${out}.partial.body`);
+    run.child.kill("SIGINT");
+    const { code, stderr } = await run.ended;
+    await fed;
+    expect([code, errorCodes(stderr), STACK_FRAME.test(stderr)]).toEqual([130, [], false]);
+    expect([out, `${out}.index.jsonl`, `${out}.partial.body`].map(existsSync)).toEqual([false, false, false]);
+    expect(stderr).toContain(`${out}.partial`);
+    const header = readFileSync(`${out}.partial`);
+    const names = JSON.parse(header.toString("utf8", 8, 8 + Number(header.readBigUInt64LE(0)))) as object;
+    const index = jsonLines(readFileSync(`${out}.index.jsonl.partial`, "utf8"));
+    expect(Object.keys(names).filter((name) => name.startsWith("hidden_"))).toEqual(
+      index.map(({ sequence }) => `hidden_${sequence}`),
+    );
+    expect(index.length).toBeGreaterThan(0);
+  });
+});
+
+onPosix("a reader that closes the pipe", () => {
+  it("ends the run promptly, with a code and no stack trace", async () => {
+    const run = startStratum(["rank", "-"]);
+    void feed(run);
+    await new Promise((resolve) => run.child.stdout!.once("data", resolve));
+    const begin = performance.now();
+    run.child.stdout!.destroy();
+    const { code, stderr } = await run.ended;
+    expect(performance.now() - begin).toBeLessThan(20_000);
+    expect([code, errorCodes(stderr), STACK_FRAME.test(stderr)]).toEqual([3, ["file/stdout"], false]);
+  });
+});
+
+// A file system that is really full takes a mount, which CI does not grant: /dev/full refuses every byte in its place,
+// and a link to it refuses those of a regular output. How extract's safetensors files meet a full disk: test/weights.
+onLinux("a full disk", () => {
+  it("behind -o is an error that names the file", async () => {
+    const run = await stratum(["rank", EXAMPLES, "--layer", "0", "-o", "/dev/full"]);
+    expect([run.code, run.stdout, errorCodes(run.stderr)]).toEqual([3, "", ["file/write-failed"]]);
+    expect(run.stderr).toMatch(/\/dev\/full could not be written: ENOSPC/);
+    expect(run.stderr).not.toMatch(STACK_FRAME);
+  });
+
+  it("behind stdout is one too", async () => {
+    await using full = await open("/dev/full", "w");
+    const run = await stratum(["rank", EXAMPLES, "--layer", "0"], { stdio: ["ignore", full.fd, "pipe"] });
+    expect([run.code, errorCodes(run.stderr)]).toEqual([3, ["file/stdout"]]);
+    expect(run.stderr).toMatch(/ENOSPC/);
+    expect(run.stderr).not.toMatch(STACK_FRAME);
+  });
+
+  it("in the middle of a regular output leaves nothing of the output's name", async () => {
+    const out = join(folder.path, "full.jsonl");
+    await symlink("/dev/full", `${out}.partial`);
+    const run = startStratum(["rank", "-", "-o", out]);
+    void feed(run);
+    const { code, stdout, stderr } = await run.ended;
+    expect([code, stdout, errorCodes(stderr)]).toEqual([3, "", ["file/write-failed"]]);
+    expect(stderr).toContain(`${out} could not be written: ENOSPC`);
+    expect(stderr).toContain(`(what was written before lies in ${out}.partial)`);
+    expect(stderr).not.toMatch(STACK_FRAME);
+    expect(existsSync(out)).toBe(false);
+  });
+
+  it("and a device cannot be extract's output: its files are renamed into place", async () => {
+    const run = await stratum(["extract", EXAMPLES, "--layers", "0", "-o", "/dev/full"]);
+    expect([run.code, errorCodes(run.stderr)]).toEqual([3, ["file/not-a-file"]]);
+  });
+});
+
+onPosix("an output that is no regular file", () => {
+  it("is written in place: a named pipe gets the records", async () => {
+    const pipe = join(folder.path, "pipe");
+    const reader = 'mkfifo "$PIPE" && cat "$PIPE" & while [ ! -p "$PIPE" ]; do sleep 0.02; done; "$0" "$@"; wait';
+    const run = await stratum(["rank", "-o", pipe], {
+      stdin: list(1),
+      below: ["env", `PIPE=${pipe}`, "sh", "-c", reader],
+    });
+    expect(jsonLines<RankingRecord>(run.stdout).map(({ id }) => id)).toEqual(["list-1"]);
+    expect(existsSync(`${pipe}.partial`)).toBe(false);
+  });
+});
