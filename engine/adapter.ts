@@ -6,7 +6,7 @@
 import { spawn } from "node:child_process";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
-import { create, globals } from "webgpu";
+import { create } from "webgpu";
 import { messageOf, StratumError } from "../errors.ts";
 import { activateEmbedded } from "./embedded.ts";
 
@@ -97,7 +97,6 @@ export function probeSystem(name?: string): Promise<Probe> {
 }
 
 async function request(options: string[]): Promise<{ instance: GPU; adapter: GPUAdapter }> {
-  Object.assign(globalThis, globals);
   const instance = create(options);
   const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });
   if (!adapter) throw new Error("no adapter");
@@ -110,6 +109,7 @@ async function request(options: string[]): Promise<{ instance: GPU; adapter: GPU
  */
 export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
   const trials: AdapterTrial[] = [];
+  const fixes: string[] = [];
   const named = ["auto", "system", "embedded"].includes(choice) ? undefined : choice;
   const attempt = async (source: "system" | "embedded"): Promise<OpenAdapter | undefined> => {
     let restore: (() => void) | undefined;
@@ -122,6 +122,7 @@ export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
       trials.push({ source, outcome: "taken", detail: adapterName(opened.adapter.info) });
       return { ...opened, source, trials };
     } catch (cause) {
+      if (cause instanceof StratumError) fixes.push(cause.fix);
       trials.push({
         source,
         outcome: "failed",
@@ -140,7 +141,11 @@ export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
     (wantsEmbedded ? await attempt("embedded") : undefined);
   if (opened) return opened;
   const tried = trials.map((t) => `${t.source}: ${t.detail}`).join("; ");
-  throw new StratumError("adapter/none", `no WebGPU adapter for --adapter ${choice} (${tried})`, installHint(choice));
+  throw new StratumError(
+    "adapter/none",
+    `no WebGPU adapter for --adapter ${choice} (${tried})`,
+    [...fixes, installHint(choice)].join("; "),
+  );
 }
 
 function installHint(choice: AdapterChoice): string {

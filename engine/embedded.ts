@@ -69,9 +69,21 @@ function cacheRoots(): string[] {
   ];
 }
 
+/** `mkdir -p`; Node's own loops for ever where a file system answers that a parent which exists does not (/proc). */
+function makeFolder(path: string): void {
+  if (existsSync(path)) return;
+  if (dirname(path) !== path) makeFolder(dirname(path));
+  try {
+    mkdirSync(path, { mode: 0o700 });
+  } catch (cause) {
+    // Another process may have been first.
+    if (!existsSync(path)) throw cause;
+  }
+}
+
 /** Unpacks the archive into `folder` by a rename, so that two processes may race and a killed one leaves nothing half done. */
 function unpack(archive: string, folder: string): void {
-  mkdirSync(dirname(folder), { recursive: true, mode: 0o700 });
+  makeFolder(dirname(folder));
   const scratch = mkdtempSync(`${folder}.tmp-`);
   try {
     const tarFile = join(scratch, "swiftshader.tar");
