@@ -34,16 +34,27 @@ export class StratumError extends Error {
   readonly fix: string;
 
   constructor(code: ErrorCode, message: string, fix: string, cause?: unknown) {
-    super(message, cause === undefined ? undefined : { cause });
+    super(printable(message), cause === undefined ? undefined : { cause });
     this.name = "StratumError";
     this.code = code;
-    this.fix = fix;
+    this.fix = printable(fix);
   }
 
   /** The kind of failure, by the area of the code. */
   get kind(): ErrorKind {
     return KIND_OF_AREA[this.code.slice(0, this.code.indexOf("/")) as Area];
   }
+}
+
+/**
+ * Text with its control and format characters spelled out: messages quote other people's files, whose words must not
+ * steer a terminal. Line breaks stay.
+ */
+export function printable(text: string): string {
+  return text.replaceAll(/[^\P{C}\n]|[\p{Zl}\p{Zp}]/gu, (character) => {
+    const code = character.codePointAt(0) ?? 0;
+    return code > 0xffff ? `\\u{${code.toString(16)}}` : `\\u${code.toString(16).padStart(4, "0")}`;
+  });
 }
 
 /** Any thrown value as text, without a stack trace. */

@@ -21,7 +21,7 @@ export { planRun, type RunPlan } from "./engine/plan.ts";
 export { createRunner, type Runner, type RunnerOptions } from "./engine/runner.ts";
 export { type CheckResult, selfCheck } from "./engine/self-check.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";
-export { createExtractor, type ExtractedSequence, type ExtractOutcome, type ExtractOptions } from "./scorer/extract.ts";
+export { createExtractor, type ExtractedSequence, type ExtractOptions, type ExtractOutcome } from "./scorer/extract.ts";
 export { type Candidate, type List, type ListLine, parseList, readLists, readSequences } from "./scorer/lists.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";
 export { type ErrorRecord, type RankedResult, type RankingRecord, rankingRecord } from "./scorer/rankings.ts";

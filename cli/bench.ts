@@ -108,6 +108,8 @@ async function runBench(
     const { config } = files.spec;
     const layer = resolveLayer(flags.layer, config.layers);
     const { prompt, candidates, tokens, runs, seed } = flags;
+    if (layer === 0)
+      throw new StratumError("usage/bench", "layer 0 is the embeddings: nothing runs", "give --layer at least 1");
     if (prompt + tokens > config.maxPositions) {
       throw new StratumError(
         "usage/bench",

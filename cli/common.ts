@@ -104,7 +104,7 @@ export async function loadPlanned(engine: Engine, files: ModelFiles, run: RunReq
 export function planLine(files: ModelFiles, plan: RunPlan): string {
   const { depth, diskBytes, bytes } = plan.weights;
   const { layers, modelType } = files.spec.config;
-  return `plan    ${modelType}, the first ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}, holds ${formatBytes(bytes)} of weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens = ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes)`;
+  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens = ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes)`;
 }
 
 /**

@@ -14,11 +14,15 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { formatSeconds, plainText } from "./format.ts";
-import { EXIT, note, stopSignal, styled, writeStdout } from "./terminal.ts";
+import { EXIT, note, stopSignal, styled, warn, writeStdout } from "./terminal.ts";
 
 interface DemoFlags extends CommonOptions {
   readonly layer: string;
+  readonly all?: boolean;
 }
+
+/** Lists that are shown whole; of the others only the first place. */
+const WHOLE_LISTS = 3;
 
 /** The example lists that come with the package. */
 export function exampleLists(): string {
@@ -31,6 +35,7 @@ export function demoCommand(program: Command): void {
     .command("demo")
     .description("rank the example lists with the embedded model")
     .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "25%")
+    .option("--all", "show every list whole")
     .addHelpText("after", "\nExample:\n  $ stratum demo --layer 50%");
   addCommonOptions(command, "the summary as JSON on stdout instead of the picture").action(async (flags: DemoFlags) => {
     process.exitCode = await runDemo(flags);
@@ -62,6 +67,14 @@ function listPicture(
   return lines.join("\n");
 }
 
+/** One line: the question, and what came first. */
+function listLine(list: List, index: number, width: number): string {
+  const mark = isSafe(list, index) ? styled("green", "safe  ") : styled("red", "unsafe");
+  const half = Math.floor((width - 12) / 2);
+  const question = plainText(list.messages.at(-1)?.content ?? "", half).padEnd(half);
+  return `${mark}  ${question}  ${styled("dim", plainText(list.candidates[index].text, half))}`;
+}
+
 async function runDemo(flags: DemoFlags): Promise<number> {
   const stop = stopSignal();
   const begin = performance.now();
@@ -83,7 +96,21 @@ async function runDemo(flags: DemoFlags): Promise<number> {
         counts.tokens += result.tokens;
         counts.random += list.candidates.filter(({ label }) => label === 1).length / list.candidates.length;
         if (isSafe(list, record.results[0].index)) counts.top1++;
-        if (!flags.json) await writeStdout(`${listPicture(list, record.results, width)}\n\n`);
+        if (flags.json) continue;
+        if (flags.all || counts.lists <= WHOLE_LISTS)
+          await writeStdout(`${listPicture(list, record.results, width)}\n\n`);
+        else {
+          const head =
+            counts.lists === WHOLE_LISTS + 1
+              ? `${styled("bold", "The first place of the other lists")} (--all shows them whole)\n`
+              : "";
+          await writeStdout(`${head}${listLine(list, record.results[0].index, width)}\n`);
+        }
+      }
+      const stopped = stop.exitCode();
+      if (stopped !== undefined) {
+        warn(`stopped after ${counts.lists} lists`);
+        return stopped;
       }
       const now = performance.now();
       const percent = (count: number) => `${((100 * count) / Math.max(1, counts.lists)).toFixed(0)}%`;
@@ -104,6 +131,7 @@ async function runDemo(flags: DemoFlags): Promise<number> {
       else {
         await writeStdout(
           [
+            "",
             `${styled("bold", `${counts.lists} lists, ${counts.candidates} candidates`)} ranked in ${formatSeconds(summary.seconds_ranking)} (${formatSeconds(summary.seconds_total)} with start and compilation)`,
             `adapter  ${engine.device.info.name} (${engine.device.info.source})`,
             `model    stratum-demo, 3.1M parameters: hidden states after block ${layer} of ${layers}`,
@@ -117,7 +145,7 @@ async function runDemo(flags: DemoFlags): Promise<number> {
           ].join("\n"),
         );
       }
-      return stop.exitCode() ?? EXIT.ok;
+      return EXIT.ok;
     });
   });
 }

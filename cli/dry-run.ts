@@ -3,13 +3,12 @@ import { groupCost, packBatches, type SequenceGroup } from "../engine/batch.ts";
 import { batchFlops, measureRate } from "../engine/cost.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { batchBudget, planRun } from "../engine/plan.ts";
-import { StratumError } from "../errors.ts";
 import { createListEncoder } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
-import type { RankOptions } from "../scorer/rank.ts";
+import { encodeLines, type RankOptions } from "../scorer/rank.ts";
 import { type CommonOptions, withEngine } from "./common.ts";
 import { formatBytes, formatCount, formatFields, formatSeconds } from "./format.ts";
-import { EXIT, reportError, writeStdout } from "./terminal.ts";
+import { EXIT, reportError, type StopSignal, writeStdout } from "./terminal.ts";
 
 /** Lists whose batches are counted together. */
 const CHUNK = 256;
@@ -21,7 +20,10 @@ export async function dryRun(
   source: string,
   options: RankOptions,
   flags: CommonOptions,
+  stop: StopSignal,
 ): Promise<number> {
+  // There is nothing to lose: a signal ends it at once.
+  stop.signal.addEventListener("abort", () => process.exit(stop.exitCode()));
   const layer = options.layer ?? files.spec.config.layers;
   const encoder = await createListEncoder(files, options);
   return withEngine(flags, async ({ device, ...engine }) => {
@@ -32,32 +34,31 @@ export async function dryRun(
       { layers: [layer], output: "scores", batchTokens: options.batchTokens },
       limits,
     );
-    const { budget } = batchBudget(files.spec, limits, options.batchTokens);
-    const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, rows: 0, batches: 0, longest: 0, flops: 0 };
+    let { budget, maxBudget } = batchBudget(files.spec, limits, options.batchTokens);
+    const sharePrefix = options.sharePrefix ?? true;
+    const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, rows: 0, batches: 0, flops: 0 };
     let groups: SequenceGroup[] = [];
     const count = () => {
-      for (const batch of packBatches(groups, { budget, sharePrefix: options.sharePrefix ?? true })) {
+      for (const batch of packBatches(groups, { budget, sharePrefix })) {
         counts.batches++;
         counts.rows += batch.ids.length;
         counts.flops += batchFlops(files.spec.config, batch, layer);
       }
       groups = [];
     };
-    for await (const line of lines) {
+    for await (const { line, encoded, error } of encodeLines(lines, encoder, { maxBudget }, sharePrefix)) {
       counts.lists++;
-      try {
-        if (line.kind === "error") throw line.error;
-        const { group, tokens } = encoder.encode(line.list);
-        counts.candidates += line.list.candidates.length;
-        counts.tokens += tokens;
-        counts.longest = Math.max(counts.longest, groupCost(group, options.sharePrefix ?? true));
-        groups.push(group);
-        if (groups.length === CHUNK) count();
-      } catch (thrown) {
-        if (!(thrown instanceof StratumError)) throw thrown;
+      if (error !== null) {
         counts.failed++;
-        reportError(thrown);
+        reportError(error);
+        continue;
       }
+      if (line.kind === "list") counts.candidates += line.list.candidates.length;
+      counts.tokens += encoded.tokens;
+      // As in a run: a longer list makes the batches grow.
+      budget = Math.max(budget, Math.min(groupCost(encoded.group, sharePrefix), maxBudget));
+      groups.push(encoded.group);
+      if (groups.length === CHUNK) count();
     }
     count();
     if (counts.lists === 0) throw emptyFileError(source);

@@ -1,6 +1,7 @@
 /** `stratum extract`: hidden states into a safetensors file. */
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { resolveLayers } from "../engine/layers.ts";
+import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { createExtractor } from "../scorer/extract.ts";
@@ -20,7 +21,7 @@ import {
 } from "./common.ts";
 import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
-import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
+import { EXIT, note, reportError, startProgress, stopSignal, warn } from "./terminal.ts";
 
 interface ExtractFlags extends CommonOptions {
   readonly model?: string;
@@ -79,7 +80,11 @@ export function extractCommand(program: Command): void {
         .default("last"),
     )
     .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
-    .option("--batch-tokens <n>", "tokens a batch, at most (default: 2048, more for a longer line)", positiveInteger)
+    .option(
+      "--batch-tokens <n>",
+      `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer line)`,
+      positiveInteger,
+    )
     .option("--no-share-prefix", "compute a list's prompt again for every candidate (same states, slower)")
     .addHelpText("after", EXAMPLES);
   addCommonOptions(command, "a JSON summary as the last line on stderr").action(
@@ -95,6 +100,13 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
       "usage/list",
       "there is nothing to read",
       "give a JSONL file, or - for stdin; see stratum extract --help",
+    );
+  }
+  if (flags.output === "" || flags.output === "-") {
+    throw new StratumError(
+      "usage/output",
+      `the output '${flags.output}' is not a file`,
+      "give -o the name of a safetensors file",
     );
   }
   const stop = stopSignal();
@@ -135,8 +147,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
             let lineTokens = 0;
             if (result.kind === "failed") {
               counts.failed++;
-              progress.stop();
-              reportError(result.error);
+              progress.aside(() => reportError(result.error));
               const { code, message, fix } = result.error;
               await index.write(
                 `${JSON.stringify({ line: result.line, id: result.id, error: { code, message, fix } })}\n`,
@@ -158,7 +169,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
           }
         } catch (thrown) {
           progress.stop();
-          await index.leave().catch(() => undefined);
+          await index.discard().catch(() => undefined);
           throw thrown;
         }
         progress.stop();
@@ -172,7 +183,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
         } else {
           written = await writer.leave();
           finished = true;
-          if (written.length > 0) note(`unfinished: what was done lies in ${written.join(", ")}`);
+          if (written.length > 0) warn(`unfinished: what was done lies in ${written.join(", ")}`);
           await index.leave();
         }
         const seconds = (performance.now() - begin) / 1000;

@@ -1,8 +1,8 @@
 /** Where lines of data go: stdout, or a file that gets its name only when it is whole. */
-import { access, constants, type FileHandle, open, rename, stat } from "node:fs/promises";
+import { access, constants, type FileHandle, open, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
-import { note, writeStdout } from "./terminal.ts";
+import { unfinished, warn, writeStdout } from "./terminal.ts";
 
 export interface LineOutput {
   write(line: string): Promise<void>;
@@ -10,9 +10,9 @@ export interface LineOutput {
   finish(): Promise<void>;
   /** The work ended early: what was written stays under `PATH.partial`, named on stderr. */
   leave(): Promise<void>;
+  /** What was written is of no use: it is removed. */
+  discard(): Promise<void>;
 }
-
-const BUFFER_BYTES = 1 << 16;
 
 function writeFailed(path: string, partial: string, cause: unknown): StratumError {
   return new StratumError(
@@ -26,59 +26,68 @@ function writeFailed(path: string, partial: string, cause: unknown): StratumErro
 /** What a path names now; a file that is no regular one (a device, a pipe) is written in place. */
 async function isSpecial(path: string): Promise<boolean> {
   const found = await stat(path).catch(() => undefined);
-  if (found?.isDirectory())
-    throw new StratumError("file/not-a-file", `${path} is a folder`, "give -o the name of a file");
+  if (path === "" || found?.isDirectory()) {
+    throw new StratumError(
+      "usage/output",
+      path === "" ? "the name of the output is empty" : `${path} is a folder`,
+      "give -o the name of a file",
+    );
+  }
   return found !== undefined && !found.isFile();
 }
 
 /**
  * Opens an output; stdout without a path.
- * @throws {StratumError} `file/write-failed`, `file/not-a-file`
+ * @throws {StratumError} `file/write-failed`, `usage/output`
  */
 export async function openOutput(path: string | undefined): Promise<LineOutput> {
   if (path === undefined || path === "-") {
-    return { write: writeStdout, finish: async () => undefined, leave: async () => undefined };
+    const nothing = async () => undefined;
+    return { write: writeStdout, finish: nothing, leave: nothing, discard: nothing };
   }
   const special = await isSpecial(path);
   const partial = special ? path : `${path}.partial`;
   await checkFolder(path, special);
   // Opened by the first line: a run that fails before it leaves nothing, and an earlier run's partial file as it is.
   let file: FileHandle | undefined;
-  let buffered = "";
+  // A handle that failed is of no more use; trying again would hide the first reason behind another.
   let failed = false;
-  const flush = async () => {
-    const text = buffered;
-    buffered = "";
+  const guarded = async (step: () => Promise<void>) => {
     try {
-      file ??= await open(partial, "w");
-      // appendFile keeps writing until all is written; write() may stop short.
-      await file.appendFile(text);
+      await step();
     } catch (cause) {
       failed = true;
       await file?.close().catch(() => undefined);
       throw writeFailed(path, partial, cause);
     }
   };
+  const opened = async (): Promise<FileHandle> => {
+    file ??= await open(partial, "w");
+    if (!special) unfinished.add(partial);
+    return file;
+  };
   return {
-    async write(line) {
-      buffered += line;
-      if (file === undefined || buffered.length >= BUFFER_BYTES) await flush();
-    },
-    async finish() {
-      await flush();
-      try {
-        if (!special) await file?.sync();
-        await file?.close();
+    // Written at once, line by line: a run that is killed leaves all that it finished.
+    write: (line) => guarded(async () => (await opened()).appendFile(line)),
+    finish: () =>
+      guarded(async () => {
+        const whole = await opened();
+        if (!special) await whole.sync();
+        await whole.close();
         if (!special) await rename(partial, path);
-      } catch (cause) {
-        throw writeFailed(path, partial, cause);
-      }
-    },
+        unfinished.delete(partial);
+      }),
     async leave() {
-      if (failed || file === undefined) return;
-      await flush();
-      await file.close();
-      if (!special) note(`unfinished: what was done lies in ${partial}`);
+      if (file === undefined) return;
+      if (!failed) await file.close().catch(() => undefined);
+      if (!special) warn(`unfinished: what was done lies in ${partial}`);
+      unfinished.delete(partial);
+    },
+    async discard() {
+      if (file === undefined) return;
+      if (!failed) await file.close().catch(() => undefined);
+      if (!special) await rm(partial, { force: true });
+      unfinished.delete(partial);
     },
   };
 }
@@ -88,6 +97,13 @@ async function checkFolder(path: string, special: boolean): Promise<void> {
   try {
     await access(special ? path : dirname(path), constants.W_OK);
   } catch (cause) {
-    throw writeFailed(path, path, cause);
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code !== "ENOENT" && code !== "ENOTDIR") throw writeFailed(path, path, cause);
+    throw new StratumError(
+      "usage/output",
+      `${path}: its folder does not exist`,
+      "create the folder, or give -o another name",
+      cause,
+    );
   }
 }

@@ -1,6 +1,7 @@
 /** `stratum rank`: lists in, rankings out. */
 import { type Command, Option } from "commander";
 import { resolveLayer } from "../engine/layers.ts";
+import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
@@ -77,7 +78,11 @@ export function rankCommand(program: Command): void {
         .default("last"),
     )
     .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
-    .option("--batch-tokens <n>", "tokens a batch, at most (default: 2048, more for a longer list)", positiveInteger)
+    .option(
+      "--batch-tokens <n>",
+      `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer list)`,
+      positiveInteger,
+    )
     .option("--no-share-prefix", "compute the prompt again for every candidate (same scores, slower)")
     .option("--dry-run", "say what it would take: tokens, time, memory")
     .addHelpText("after", EXAMPLES);
@@ -106,7 +111,7 @@ async function listSource(
     }
     const record: Fields = { instruction: flags.instruction, candidates: flags.candidate };
     const list = parseList(record, "1");
-    const line: ListLine = { kind: "list", line: 1, id: list.id, list };
+    const line: ListLine = { kind: "list", line: 0, id: list.id, list };
     return {
       total: 1,
       name: "the command line",
@@ -149,7 +154,7 @@ export async function runRank(path: string | undefined, flags: RankFlags): Promi
     };
     if ((await files.template()) === null)
       note("note    this model has no chat template: prompts are plain concatenation (marked in each ranking)");
-    if (flags.dryRun) return dryRun(files, source.lines, source.name, options, flags);
+    if (flags.dryRun) return dryRun(files, source.lines, source.name, options, flags, stop);
 
     const output = await openOutput(flags.output);
     let finished = false;
@@ -169,8 +174,7 @@ export async function runRank(path: string | undefined, flags: RankFlags): Promi
             counts.lists++;
             if (result.kind === "failed") {
               counts.failed++;
-              progress.stop();
-              reportError(result.error);
+              progress.aside(() => reportError(result.error));
             } else {
               counts.candidates += result.list.candidates.length;
               counts.tokens += result.tokens;

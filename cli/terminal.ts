@@ -1,15 +1,28 @@
 /** stdout is data, stderr is for people: the few functions that write, and the signals that stop. */
 import { SingleBar } from "cli-progress";
-import { messageOf, StratumError } from "../errors.ts";
+import { messageOf, printable, StratumError } from "../errors.ts";
 import { formatCount } from "./format.ts";
 
-export const EXIT = { ok: 0, someFailed: 1, usage: 2, environment: 3, interrupted: 130, terminated: 143 } as const;
+export const EXIT = {
+  ok: 0,
+  someFailed: 1,
+  usage: 2,
+  environment: 3,
+  hungUp: 129,
+  interrupted: 130,
+  terminated: 143,
+} as const;
 
 let quiet = false;
 
 /** With `--quiet` only errors reach stderr. */
 export function setQuiet(value: boolean): void {
   quiet = value;
+}
+
+/** A line that `--quiet` does not silence: where the work is, when it ended early. */
+export function warn(line: string): void {
+  process.stderr.write(`${line}\n`);
 }
 
 /** A line for people. */
@@ -33,7 +46,7 @@ export function reportError(thrown: unknown): void {
     process.stderr.write(`${red(`error ${thrown.code}`)}: ${thrown.message}\n  fix: ${thrown.fix}\n`);
   } else {
     process.stderr.write(
-      `${red("error internal")}: ${messageOf(thrown)}\n  fix: this is a defect of Stratum: please report it, with the output of STRATUM_DEBUG=1\n`,
+      `${red("error internal")}: ${printable(messageOf(thrown))}\n  fix: this is a defect of Stratum: please report it, with the output of STRATUM_DEBUG=1\n`,
     );
   }
   if (process.env["STRATUM_DEBUG"] && thrown instanceof Error) process.stderr.write(`${thrown.stack}\n`);
@@ -80,16 +93,23 @@ export interface StopSignal {
   exitCode(): number | undefined;
 }
 
-/** Ctrl-C and SIGTERM: the first ends the work after the batch that is running, the second ends the process. */
+/** Files that are being written, under the names that they have until they are whole. */
+export const unfinished = new Set<string>();
+
+/** Ctrl-C, SIGTERM and a closed terminal: the first ends the work after the batch that is running, the second the process. */
 export function stopSignal(): StopSignal {
   const controller = new AbortController();
   let code: number | undefined;
   for (const [name, exit] of [
     ["SIGINT", EXIT.interrupted],
     ["SIGTERM", EXIT.terminated],
+    ["SIGHUP", EXIT.hungUp],
   ] as const) {
     process.on(name, () => {
-      if (code !== undefined) process.exit(exit);
+      if (code !== undefined) {
+        for (const file of unfinished) warn(`unfinished: what was done lies in ${file}`);
+        process.exit(exit);
+      }
       code = exit;
       note("stopping after the batch that is running (again to stop at once)");
       controller.abort();
@@ -100,12 +120,16 @@ export function stopSignal(): StopSignal {
 
 export interface Progress {
   add(lists: number, tokens: number): void;
+  /** Takes the bar away while something else is written. */
+  aside(write: () => void): void;
   stop(): void;
 }
 
 /** A progress bar on stderr where it is a terminal; nothing elsewhere. `total`: items, where known. */
 export function startProgress(total: number | undefined, unit: string): Progress {
-  if (quiet || !process.stderr.isTTY) return { add: () => undefined, stop: () => undefined };
+  if (quiet || !process.stderr.isTTY) {
+    return { add: () => undefined, aside: (write) => write(), stop: () => undefined };
+  }
   const bar = new SingleBar({
     stream: process.stderr,
     format: `{bar} {value}/{shown} ${unit} · {rate} ${unit}/s · {tokenRate} tokens/s · {eta_formatted} left`,
@@ -118,8 +142,15 @@ export function startProgress(total: number | undefined, unit: string): Progress
   const begin = performance.now();
   let done = 0;
   let tokens = 0;
-  bar.start(total ?? 0, 0, { shown: total === undefined ? "?" : formatCount(total), rate: "-", tokenRate: "-" });
+  const shown = total === undefined ? "?" : formatCount(total);
+  const start = () => bar.start(total ?? 0, done, { shown, rate: "-", tokenRate: "-" });
+  start();
   return {
+    aside(write) {
+      bar.stop();
+      write();
+      start();
+    },
     add(lists, more) {
       done += lists;
       tokens += more;

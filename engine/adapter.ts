@@ -57,10 +57,24 @@ function dawnOptions(name?: string): string[] {
   return name === undefined ? options : [...options, `adapter=${name}`];
 }
 
-type Probe = { name: string } | { error: string };
+/** The name to ask Dawn for again, or why there is no adapter. */
+type Probe = { name: string; asked: string | undefined } | { error: string };
 
-/** Asks the system for an adapter in a child process. Never throws. */
-export function probeSystem(name?: string): Promise<Probe> {
+/**
+ * Asks the system for an adapter in a child process: any, or the one whose name holds `part`, in whatever case. Never
+ * throws.
+ */
+export async function probeSystem(part?: string): Promise<Probe> {
+  const probe = await probeOnce(part);
+  if (part === undefined || !("error" in probe)) return probe;
+  // Dawn lists what there is, and compares with case.
+  const names = [...probe.error.matchAll(/name: '([^'\n]*)'/g)].map(([, name]) => name);
+  const meant = names.find((name) => name.toLowerCase().includes(part.toLowerCase()));
+  if (meant !== undefined && !meant.includes(part)) return probeOnce(meant);
+  return names.length > 0 ? { error: `no adapter is called '${part}'; there is ${names.join(", ")}` } : probe;
+}
+
+function probeOnce(name?: string): Promise<Probe> {
   const url = pathToFileURL(createRequire(import.meta.url).resolve("webgpu")).href;
   return new Promise((resolve) => {
     const child = spawn(process.execPath, ["--input-type=module", "-e", PROBE_SCRIPT, url, ...dawnOptions(name)], {
@@ -83,7 +97,7 @@ export function probeSystem(name?: string): Promise<Probe> {
       clearTimeout(timer);
       const line = out.trim().split("\n").at(-1) ?? "";
       try {
-        const found = JSON.parse(line) as Probe;
+        const found = { ...(JSON.parse(line) as { name: string } | { error: string }), asked: name };
         // Dawn's reason ("Found no drivers!") stands on stderr only.
         const why = /Warning: (vk[^\n]*)/.exec(err)?.[1];
         resolve("error" in found && why !== undefined ? { error: `${found.error.trim()} (${why})` } : found);
@@ -113,12 +127,14 @@ export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
   const named = ["auto", "system", "embedded"].includes(choice) ? undefined : choice;
   const attempt = async (source: "system" | "embedded"): Promise<OpenAdapter | undefined> => {
     let restore: (() => void) | undefined;
+    let name: string | undefined;
     try {
       if (source === "system") {
         const probe = await probeSystem(named);
         if ("error" in probe) throw new Error(probe.error);
+        name = probe.asked;
       } else restore = activateEmbedded();
-      const opened = await request(dawnOptions(source === "system" ? named : undefined));
+      const opened = await request(dawnOptions(name));
       trials.push({ source, outcome: "taken", detail: adapterName(opened.adapter.info) });
       return { ...opened, source, trials };
     } catch (cause) {
@@ -135,7 +151,8 @@ export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
       restore?.();
     }
   };
-  const wantsEmbedded = choice === "auto" || choice === "embedded" || /^swiftshader$/i.test(choice);
+  const wantsEmbedded =
+    choice === "auto" || choice === "embedded" || (named !== undefined && "swiftshader".includes(named.toLowerCase()));
   const opened =
     (choice === "embedded" ? undefined : await attempt("system")) ??
     (wantsEmbedded ? await attempt("embedded") : undefined);
@@ -150,7 +167,9 @@ export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
 
 function installHint(choice: AdapterChoice): string {
   if (choice === "system" || choice === "embedded") return `${platformHint()}; or use --adapter auto`;
-  return choice === "auto" ? platformHint() : `use one of the names listed above, or --adapter auto; ${platformHint()}`;
+  return choice === "auto"
+    ? platformHint()
+    : "use a part of a name that is listed, or --adapter auto, system or embedded";
 }
 
 function platformHint(): string {

@@ -2,7 +2,17 @@
  * The embedded software adapter: SwiftShader and a Vulkan loader, out of the npm registry alone. The optional package
  * `@sparticuz/chromium` carries both in `bin/swiftshader.tar.br`; they are unpacked once into a cache folder.
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createRequire } from "node:module";
 import { constants, homedir, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -14,6 +24,7 @@ const PACKAGE = "@sparticuz/chromium";
 const LOADER = "libvulkan.so.1";
 const DRIVER = "libvk_swiftshader.so";
 const MANIFEST = "stratum_icd.json";
+const SIZES = "sizes.json";
 /** glibc's RTLD_NODELETE, which node:os does not name. */
 const RTLD_NODELETE = 0x1000;
 
@@ -60,12 +71,19 @@ function findArchive(): { archive: string; version: string } {
   return { archive: join(folder, "bin", "swiftshader.tar.br"), version: String(manifest.version) };
 }
 
+/** A folder that may hold the unpacked adapter. */
+interface CacheRoot {
+  readonly folder: string;
+  /** Others can write beside it: what lies there is trusted only where it is ours alone. */
+  readonly shared: boolean;
+}
+
 /** Cache folders to try, best first. */
-function cacheRoots(): string[] {
+function cacheRoots(): CacheRoot[] {
   const xdg = process.env["XDG_CACHE_HOME"];
   return [
-    join(xdg?.startsWith("/") ? xdg : join(homedir(), ".cache"), "stratum"),
-    join(tmpdir(), `stratum-cache-${process.getuid?.() ?? 0}`),
+    { folder: join(xdg?.startsWith("/") ? xdg : join(homedir(), ".cache"), "stratum"), shared: false },
+    { folder: join(tmpdir(), `stratum-cache-${process.getuid?.() ?? 0}`), shared: true },
   ];
 }
 
@@ -81,14 +99,37 @@ function makeFolder(path: string): void {
   }
 }
 
+/** Code is loaded from this folder: nobody else may have made it or be able to write to it. */
+function checkOwner(path: string): void {
+  const { uid, mode } = lstatSync(path);
+  if (uid !== process.getuid?.() || (mode & 0o022) !== 0 || !lstatSync(path).isDirectory()) {
+    throw new Error("the folder belongs to somebody else, or others can write to it");
+  }
+}
+
+/** What was unpacked is whole: every file is there with the size that it was written with. */
+function isWhole(folder: string): boolean {
+  try {
+    const sizes = JSON.parse(readFileSync(join(folder, SIZES), "utf8")) as Record<string, number>;
+    return [LOADER, DRIVER, MANIFEST].every((name) => statSync(join(folder, name)).size === sizes[name]);
+  } catch {
+    return false;
+  }
+}
+
 /** Unpacks the archive into `folder` by a rename, so that two processes may race and a killed one leaves nothing half done. */
 function unpack(archive: string, folder: string): void {
-  makeFolder(dirname(folder));
   const scratch = mkdtempSync(`${folder}.tmp-`);
   try {
     const tarFile = join(scratch, "swiftshader.tar");
     writeFileSync(tarFile, brotliDecompressSync(readFileSync(archive)));
-    extract({ file: tarFile, cwd: scratch, sync: true, filter: (path) => [LOADER, DRIVER].includes(path) });
+    extract({
+      file: tarFile,
+      cwd: scratch,
+      sync: true,
+      preserveOwner: false,
+      filter: (path) => [LOADER, DRIVER].includes(path),
+    });
     rmSync(tarFile);
     // The manifest in the archive names the library by a relative path, which the loader looks up in its own search path.
     const manifest = {
@@ -96,11 +137,16 @@ function unpack(archive: string, folder: string): void {
       ICD: { library_path: join(folder, DRIVER), api_version: "1.3.0" },
     };
     writeFileSync(join(scratch, MANIFEST), JSON.stringify(manifest));
+    const sizes = [LOADER, DRIVER, MANIFEST].map((name) => [name, statSync(join(scratch, name)).size]);
+    writeFileSync(join(scratch, SIZES), JSON.stringify(Object.fromEntries(sizes)));
+    // A damaged folder makes room first; of two processes that do so, one finds the other's.
+    if (existsSync(folder)) renameSync(folder, join(scratch, "damaged"));
     try {
       renameSync(scratch, folder);
     } catch (cause) {
-      if (!existsSync(join(folder, MANIFEST))) throw cause;
+      if (!isWhole(folder)) throw cause;
     }
+    rmSync(join(folder, "damaged"), { recursive: true, force: true });
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
@@ -116,9 +162,11 @@ export function unpackEmbedded(): string {
   const { archive, version } = findArchive();
   const failures: string[] = [];
   for (const root of cacheRoots()) {
-    const folder = join(root, `swiftshader-${version}`);
+    const folder = join(root.folder, `swiftshader-${version}`);
     try {
-      if (!existsSync(join(folder, MANIFEST))) unpack(archive, folder);
+      makeFolder(root.folder);
+      if (root.shared) checkOwner(root.folder);
+      if (!isWhole(folder)) unpack(archive, folder);
       return folder;
     } catch (cause) {
       failures.push(`${folder}: ${messageOf(cause)}`);

@@ -83,7 +83,7 @@ export async function hiddenStates(
   const groups = sequences.map((ids) => ({ sequences: [ids] }));
   using runner = await createRunner(model.loaded, { layers, output: tokens, batchTokens });
   for (const group of groups) {
-    checkLength(group.sequences[0].length, maxPositions);
+    checkLength(group.sequences[0].length, maxPositions, "a sequence", "shorten it");
     checkIds(group.sequences[0], vocab);
     checkFits(group, runner);
   }
@@ -156,14 +156,12 @@ export function finiteFault(states: Float32Array, layers: readonly number[], d: 
   );
 }
 
-/** @throws {StratumError} `list/too-long` beyond the model's positions, `list/empty-sequence` for no token */
-export function checkLength(tokens: number, maxPositions: number): void {
-  if (tokens === 0)
-    throw new StratumError("list/empty-sequence", "a sequence without a token", "give it a text or ids");
+/**
+ * @param what names the sequence in the message
+ * @throws {StratumError} `list/too-long` beyond the model's positions, `list/empty-sequence` for no token
+ */
+export function checkLength(tokens: number, maxPositions: number, what: string, fix: string): void {
+  if (tokens === 0) throw new StratumError("list/empty-sequence", `${what} has no token`, "give it a text or ids");
   if (tokens <= maxPositions) return;
-  throw new StratumError(
-    "list/too-long",
-    `${tokens} tokens; the model has ${maxPositions} positions`,
-    "shorten the text, or cut responses with --truncate",
-  );
+  throw new StratumError("list/too-long", `${what} has ${tokens} tokens; the model has ${maxPositions} positions`, fix);
 }

@@ -1,4 +1,6 @@
 /** A model directory, opened: headers and config, no tensor read, no GPU. */
+import { existsSync } from "node:fs";
+import { StratumError } from "../errors.ts";
 import { type ChatTemplate, loadChatTemplate } from "../weights/chat-template.ts";
 import { type Checkpoint, openCheckpoint } from "../weights/checkpoint.ts";
 import { readModelConfig } from "../weights/config.ts";
@@ -20,6 +22,15 @@ export interface ModelFiles extends AsyncDisposable {
  * @throws {StratumError} `model/...`, `config/...`, `safetensors/...`
  */
 export async function openModelFiles(directory: string): Promise<ModelFiles> {
+  if (!existsSync(directory)) {
+    throw new StratumError(
+      "model/missing",
+      `there is no folder ${directory}`,
+      /^[\w.-]+\/[\w.-]+$/.test(directory)
+        ? "give a folder that holds config.json and *.safetensors; models are not downloaded here: get it first, for example with `hf download`"
+        : "give a folder that holds config.json and *.safetensors",
+    );
+  }
   // The configuration first: an unsupported family is refused by name before anything else is read.
   const config = await readModelConfig(directory);
   const checkpoint = await openCheckpoint(directory);

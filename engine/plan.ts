@@ -261,7 +261,7 @@ export function planWorkspace(spec: ModelSpec, { rows, taps, output }: Workspace
 }
 
 /** Rows of a batch where nothing else is asked for. */
-export const DEFAULT_BATCH_TOKENS = 2048;
+export const DEFAULT_BATCH_TOKENS = 1024;
 /** A default budget grows for a single long sequence or list up to this many rows, and this many bytes. */
 const MAX_GROWN_ROWS = 32768;
 const MAX_GROWN_BYTES = 2 * 1024 ** 3;

@@ -29,7 +29,7 @@ export interface RunnerOptions {
   /** Layers to tap, in the order of the output; each at most the model's loaded depth. */
   readonly layers: readonly number[];
   readonly output: RunOutput;
-  /** Rows of a batch, a hard bound. Absent: 2048, grown for longer sequences and lists as far as the adapter allows. */
+  /** Rows of a batch, a hard bound. Absent: `DEFAULT_BATCH_TOKENS`, grown for longer sequences and lists as far as the adapter allows. */
   readonly batchTokens?: number | undefined;
 }
 

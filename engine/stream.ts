@@ -23,18 +23,18 @@ const MAX_WAITING = 256;
 const PAUSE_MS = 50;
 
 /**
- * Whether every sequence of a group fits a batch of the runner, together with the group's first where that is needed.
+ * Whether every sequence of a group fits a batch of a budget, together with the group's first where that is needed.
  * @throws {StratumError} `list/over-budget`
  */
-export function checkFits(group: SequenceGroup, runner: Runner, sharePrefix = true): void {
+export function checkFits(group: SequenceGroup, { maxBudget }: Pick<Runner, "maxBudget">, sharePrefix = true): void {
   const [first, ...others] = group.sequences;
   for (const [i, sequence] of group.sequences.entries()) {
     const members = group.anchored && others.length > 0 && i > 0 ? [first, sequence] : [sequence];
     const cost = groupCost({ sequences: members }, sharePrefix);
-    if (cost <= runner.maxBudget) continue;
+    if (cost <= maxBudget) continue;
     throw new StratumError(
       "list/over-budget",
-      `sequence ${i} needs a batch of ${cost} tokens; at most ${runner.maxBudget} fit`,
+      `sequence ${i} needs a batch of ${cost} tokens; at most ${maxBudget} fit`,
       `raise --batch-tokens to ${cost} where the adapter allows it (stratum doctor shows its limits), or shorten the text`,
     );
   }

@@ -61,7 +61,12 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
     encode(list) {
       const responses = list.candidates.map(({ text }) => text);
       const encoded = encodeList({ tokenizer, template, messages: list.messages, system, responses, date, endToken });
-      checkLength(encoded.prompt.length, maxPositions);
+      checkLength(
+        encoded.prompt.length,
+        maxPositions,
+        "the prompt",
+        "shorten the instruction: --truncate cuts responses only",
+      );
       const truncated: number[] = [];
       const candidates = encoded.candidates.map(({ ids, empty, responseStart }, index) => {
         if (empty) {

@@ -8,7 +8,7 @@ import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
 import { checkIds } from "../weights/tokenizer.ts";
 import { createListEncoder, type EncodeOptions, type ListEncoder } from "./encode.ts";
-import type { Id, SequenceLine } from "./lists.ts";
+import { atLine, type Id, type SequenceLine } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
 export interface ExtractOptions extends EncodeOptions {
@@ -75,7 +75,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     const ids = line.kind === "ids" ? line.ids : encodeText(await files.tokenizer(), line.text);
     const cut = options.truncate && ids.length > maxPositions;
     const kept = cut ? ids.slice(0, maxPositions) : ids;
-    checkLength(kept.length, maxPositions);
+    checkLength(kept.length, maxPositions, "the sequence", "shorten it, or cut it with --truncate");
     checkIds(kept, vocab);
     return { group: { sequences: [kept] }, notes: cut ? { truncated: [0] } : {} };
   }
@@ -88,10 +88,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
         yield { item: { line, sequences: group.sequences, states: [], notes, error: null }, group };
       } catch (thrown) {
         if (!(thrown instanceof StratumError)) throw thrown;
-        const error =
-          line.kind === "error"
-            ? thrown
-            : new StratumError(thrown.code, `line ${line.line}: ${thrown.message}`, thrown.fix, thrown.cause);
+        const error = line.kind === "error" ? thrown : atLine(thrown, line.line);
         yield { item: { line, sequences: [], states: [], notes: {}, error }, group: null };
       }
     }

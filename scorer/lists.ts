@@ -130,6 +130,9 @@ export async function* readSequences(source: ListSource, options: ReadOptions = 
   yield* readRecords<SequenceLine>(source, options, (record, line, id) => {
     const hasText = "text" in record;
     const hasIds = "ids" in record;
+    if (!["candidates", "text", "ids", "instruction", "messages"].some((field) => field in record)) {
+      throw badShape("is neither a list nor a text nor token ids", 'write "text": "...", "ids": [...], or a list');
+    }
     if ("candidates" in record || (!hasText && !hasIds)) return { kind: "list", line, id, list: toList(record, id) };
     if (hasText && hasIds) throw badShape("has both 'text' and 'ids'", "keep one of them");
     if (hasText) {
@@ -144,6 +147,11 @@ export async function* readSequences(source: ListSource, options: ReadOptions = 
     const ids = Int32Array.from(check(tokenIds, record["ids"], "ids"));
     return { kind: "ids", line, id, ids, extra: without(record, "id", "ids") };
   });
+}
+
+/** The error with its place in front; line 0 is not in a file. */
+export function atLine(error: StratumError, line: number): StratumError {
+  return line === 0 ? error : new StratumError(error.code, `line ${line}: ${error.message}`, error.fix, error.cause);
 }
 
 /** The error for a source without a single list: whether that is one is the command's to decide. */
@@ -226,8 +234,7 @@ async function* readRecords<T>(
     } catch (thrown) {
       if (!(thrown instanceof StratumError)) throw thrown;
       if (!claimed) claim(lineId, line);
-      const error = new StratumError(thrown.code, `line ${line}: ${thrown.message}`, thrown.fix, thrown.cause);
-      item = { kind: "error", line, id: lineId, error };
+      item = { kind: "error", line, id: lineId, error: atLine(thrown, line) };
     }
     yield item;
   }

@@ -3,8 +3,8 @@ import type { Model } from "../engine/hidden-states.ts";
 import { createRunner, type Runner } from "../engine/runner.ts";
 import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
-import { createListEncoder, type EncodeOptions, type ListEncoder } from "./encode.ts";
-import { type Fields, type List, type ListLine, parseList } from "./lists.ts";
+import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder } from "./encode.ts";
+import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
 import { type ErrorRecord, errorRecord, type RankingNotes, type RankingRecord, rankingRecord } from "./rankings.ts";
 
 export interface RankOptions extends EncodeOptions {
@@ -48,6 +48,44 @@ interface Pending {
   error: StratumError | null;
 }
 
+/** A line with its token sequences, or with the reason why it has none. */
+export type EncodedLine =
+  | { readonly line: ListLine; readonly encoded: EncodedGroup; readonly error: null }
+  | { readonly line: ListLine; readonly encoded: null; readonly error: StratumError };
+
+/** So many lists in a row whose template ran away mean that the template is at fault, and cost ten seconds each. */
+const MAX_RUNAWAYS = 3;
+
+/**
+ * Encodes lines one by one; what is wrong with a line stays with the line.
+ * @throws {StratumError} `template/too-expensive` when it happens again and again
+ */
+export async function* encodeLines(
+  lines: AsyncIterable<ListLine>,
+  encoder: ListEncoder,
+  budget: Pick<Runner, "maxBudget">,
+  sharePrefix: boolean,
+): AsyncGenerator<EncodedLine> {
+  let runaways = 0;
+  for await (const line of lines) {
+    if (line.kind === "error") {
+      yield { line, encoded: null, error: line.error };
+      continue;
+    }
+    try {
+      const encoded = encoder.encode(line.list);
+      checkFits(encoded.group, budget, sharePrefix);
+      runaways = 0;
+      yield { line, encoded, error: null };
+    } catch (thrown) {
+      if (!(thrown instanceof StratumError)) throw thrown;
+      runaways = thrown.code === "template/too-expensive" ? runaways + 1 : 0;
+      if (runaways === MAX_RUNAWAYS) throw thrown;
+      yield { line, encoded: null, error: atLine(thrown, line.line) };
+    }
+  }
+}
+
 /** Prepares ranking: compiles kernels, allocates working buffers. @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...` */
 export async function createRanker(model: Model, options: RankOptions = {}): Promise<Ranker> {
   const { layer = model.depth, batchTokens, topN, returnDocuments, sharePrefix = true } = options;
@@ -55,26 +93,10 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
   const runner = await createRunner(model.loaded, { layers: [layer], output: "scores", batchTokens });
 
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
-    for await (const line of lines) {
-      const failed = (error: StratumError): Job<Pending> => ({
-        item: { line, notes: {}, tokens: 0, scores: new Float32Array(0), error },
-        group: null,
-      });
-      if (line.kind === "error") {
-        yield failed(line.error);
-        continue;
-      }
-      try {
-        const { group, notes, tokens } = encoder.encode(line.list);
-        checkFits(group, runner, sharePrefix);
-        yield {
-          item: { line, notes, tokens, scores: new Float32Array(line.list.candidates.length), error: null },
-          group,
-        };
-      } catch (thrown) {
-        if (!(thrown instanceof StratumError)) throw thrown;
-        yield failed(new StratumError(thrown.code, `line ${line.line}: ${thrown.message}`, thrown.fix, thrown.cause));
-      }
+    for await (const { line, encoded, error } of encodeLines(lines, encoder, runner, sharePrefix)) {
+      const scores = new Float32Array(line.kind === "list" ? line.list.candidates.length : 0);
+      const { notes, tokens } = encoded ?? { notes: {}, tokens: 0 };
+      yield { item: { line, notes, tokens, scores, error }, group: encoded?.group ?? null };
     }
   }
 
@@ -117,10 +139,13 @@ function outcome({ line, notes, tokens, scores, error }: Pending, options: RankO
         notes,
       };
     }
-    failure = new StratumError(
-      "state/not-finite",
-      `line ${line.line}: the state of candidate ${broken} or of its prompt holds NaN or infinity`,
-      "the checkpoint's weights overflow or are damaged: try a shallower --layer, and check the download",
+    failure = atLine(
+      new StratumError(
+        "state/not-finite",
+        `the state of candidate ${broken} or of its prompt holds NaN or infinity`,
+        "the checkpoint's weights overflow or are damaged: try a shallower --layer, and check the download",
+      ),
+      line.line,
     );
   }
   const why = failure ?? new StratumError("state/not-finite", `line ${line.line}: no state`, "please report this");

@@ -167,7 +167,7 @@ export function assistantEnd(template: ChatTemplate, tokenizer: Tokenizer): Spec
       at < 0
         ? "the chat template does not write an assistant's content as it is"
         : `the chat template writes no special token after an assistant's content, only ${JSON.stringify(tail.slice(0, 80))}`,
-      "use --pooling last or --pooling mean with this model",
+      "use --pooling last with this model",
     );
   }
   return first;

@@ -54,8 +54,9 @@ export interface TokenizerConfig {
 const addedTokenSchema = z.looseObject({ id: z.int().min(0).max(MAX_ID), content: z.string().min(1) });
 const tokenizerSchema = z.looseObject({
   added_tokens: z.array(addedTokenSchema).nullish(),
-  model: z.looseObject({}),
+  model: z.looseObject({ type: z.string().optional() }),
 });
+const MODEL_TYPES: readonly string[] = ["BPE", "WordPiece", "Unigram", "WordLevel"];
 const objectSchema = z.looseObject({});
 const tokenValueSchema = z.union([
   z.string(),
@@ -133,6 +134,11 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
       `${dir} has no tokenizer.json`,
       'add the model\'s tokenizer.json, or run `extract` on {"ids": [...]} lines, which needs none',
     );
+  }
+  // The library takes a model that it does not know for one of its legacy forms.
+  const { type } = json.model;
+  if (type !== undefined && !MODEL_TYPES.includes(type)) {
+    throw unsupported(path, `its model is of type ${JSON.stringify(type)}; known are ${MODEL_TYPES.join(", ")}`);
   }
   const config = await readTokenizerConfig(dir);
   const addedTokens = mergeAddedTokens(json.added_tokens ?? [], config.raw["added_tokens_decoder"]);

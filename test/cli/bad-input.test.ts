@@ -226,9 +226,9 @@ describe("a model with", () => {
     if (says) expect(run.stderr).toMatch(says);
   });
 
-  it("no folder: config/missing, which names the path", async () => {
+  it("no folder: model/missing, which names the path", async () => {
     const run = await stratum(["rank", EXAMPLES, "--model", join(folder.path, "nowhere")]);
-    expectFailure(run, "config/missing", 2);
+    expectFailure(run, "model/missing", 2);
     expect(run.stderr).toContain(join(folder.path, "nowhere"));
   });
 
@@ -249,8 +249,11 @@ describe("flags", () => {
     ["a candidate without an instruction", "usage/list", 2, ["rank", "--candidate", "a"]],
     ["an input that is not there", "usage/no-input", 2, ["rank", "/nowhere/lists.jsonl"]],
     ["a batch that holds nothing", "usage/batch-tokens", 2, ["inspect", "--batch-tokens", "1"]],
-    ["a folder as the output", "file/not-a-file", 3, ["rank", EXAMPLES, "-o", REPOSITORY]],
-    ["an output in a folder that is not there", "file/write-failed", 3, ["rank", EXAMPLES, "-o", "/nowhere/x.jsonl"]],
+    ["a folder as the output", "usage/output", 2, ["rank", EXAMPLES, "-o", REPOSITORY]],
+    ["an output without a name", "usage/output", 2, ["rank", EXAMPLES, "-o", ""]],
+    ["states to stdout", "usage/output", 2, ["extract", EXAMPLES, "-o", "-"]],
+    ["a benchmark of nothing", "usage/bench", 2, ["bench", "depth", "--layer", "0"]],
+    ["an output in a folder that is not there", "usage/output", 2, ["rank", EXAMPLES, "-o", "/nowhere/x.jsonl"]],
   ] as const)("%s: %s", async (_, code, exit, args) => {
     expectFailure(await stratum(args), code, exit);
   });

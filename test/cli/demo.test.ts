@@ -37,8 +37,15 @@ describe("demo", () => {
     expect(summary!["seconds_ranking"]).toBeLessThanOrEqual(summary!["seconds_total"]!);
   });
 
-  it("shows every list and candidate, without colours in a pipe, and claims no safety", async () => {
+  it("shows three lists whole and the first place of every other", async () => {
     const run = await stratum(["demo"]);
+    const whole = lists.slice(0, 3).reduce((sum, list) => sum + list.candidates.length, 0);
+    expect(run.stdout.match(/^ {2}\d+\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(whole);
+    expect(run.stdout.match(/^(safe|unsafe) +\S/gm)).toHaveLength(lists.length - 3);
+  });
+
+  it("shows every list and candidate with --all, without colours in a pipe, and claims no safety", async () => {
+    const run = await stratum(["demo", "--all"]);
     expect(run.code).toBe(0);
     expect(run.stdout).not.toContain("\x1b");
     expect(run.stdout.match(/^ {2}\d+\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(candidates);

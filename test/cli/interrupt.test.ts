@@ -28,10 +28,8 @@ beforeAll(async () => {
 afterAll(() => folder[Symbol.asyncDispose]());
 
 const STACK_FRAME = /^\s+at .+[:(]/m;
-/** Passed through to the output, so that few lists fill its buffer and reach the disk. */
-const padding = "x".repeat(50_000);
 const list = (i: number) =>
-  `${JSON.stringify({ id: `list-${i}`, instruction: `What is ${i}?`, candidates: ["A number.", `It is ${i}.`], padding })}\n`;
+  `${JSON.stringify({ id: `list-${i}`, instruction: `What is ${i}?`, candidates: ["A number.", `It is ${i}.`] })}\n`;
 
 /** Feeds lists for as long as the process reads them: no adapter is fast enough to reach the end. */
 async function feed({ child }: CliProcess, most = Number.POSITIVE_INFINITY): Promise<void> {
@@ -52,6 +50,7 @@ onPosix("a signal in the middle of a run", () => {
     // One waits for a line that never comes, the other runs batch after batch.
     { signal: "SIGINT", code: 130, lists: 4 },
     { signal: "SIGTERM", code: 143, lists: Number.POSITIVE_INFINITY },
+    { signal: "SIGHUP", code: 129, lists: 2 },
   ] as const)(
     "$signal ends it with $code and leaves what was done under another name",
     async ({ signal, code, lists }) => {
@@ -89,6 +88,17 @@ onPosix("a signal in the middle of a run", () => {
     expect(next.code).toBe(0);
     expect(jsonLines<RankingRecord>(readFileSync(out, "utf8")).map(({ id }) => id)).toEqual(["list-7"]);
     expect(existsSync(`${out}.partial`)).toBe(false);
+  });
+
+  it("ends a dry run at once: there is nothing to keep", async () => {
+    const run = startStratum(["rank", "-", "--dry-run"]);
+    const fed = feed(run, 4);
+    await until(() => (run.child.exitCode === null ? true : undefined), "the command");
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    run.child.kill("SIGINT");
+    await fed;
+    const { code, stdout } = await run.ended;
+    expect([code, stdout]).toEqual([130, ""]);
   });
 
   it("ends extract with whole files under other names", async () => {

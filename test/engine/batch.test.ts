@@ -152,6 +152,28 @@ describe("random lists", () => {
     }
   });
 
+  it("the pieces of a cut list are as large as the budget allows, so that as little as can be is computed twice", () => {
+    let cuts = 0;
+    for (const { groups, batches, budget, sharePrefix, anchored } of packed) {
+      for (const [g, { sequences }] of groups.entries()) {
+        const pieces = batches.flatMap((batch) => {
+          const own = batch.sequences.filter((sequence) => sequence.group === g);
+          const starts = [...new Set(own.map(({ prefixStart }) => prefixStart))];
+          return starts.map((start) =>
+            own.filter(({ prefixStart }) => prefixStart === start).map(({ index }) => index),
+          );
+        });
+        for (const [i, piece] of pieces.slice(0, -1).entries()) {
+          // An anchored list's pieces begin with its first sequence again.
+          const longer = [...piece, pieces[i + 1][anchored ? 1 : 0]].map((index) => sequences[index]);
+          expect(groupCost({ sequences: longer }, sharePrefix)).toBeGreaterThan(budget);
+          cuts++;
+        }
+      }
+    }
+    expect(cuts).toBeGreaterThan(1000);
+  });
+
   it("a list's cost is the cost of the batch that it makes alone", () => {
     for (const { groups, sharePrefix } of packed.slice(0, 40)) {
       for (const each of groups)

@@ -8,9 +8,9 @@ import { firstBitDifference } from "../support/compare.ts";
 import { goldenModel } from "../support/golden.ts";
 import {
   allStatesOf,
-  createLimitedEngine,
   lastStates,
   lastStatesOf,
+  limitedEngine,
   randomGroups,
   type StatesBySequence,
   shuffled,
@@ -69,7 +69,7 @@ describe.each([
   beforeAll(async () => {
     Object.assign(place, await write());
     files = await openModelFiles(place.directory);
-    const depth = Math.min(3, files.spec.blocks.length);
+    const depth = Math.min(2, files.spec.blocks.length);
     model = await loadBlocks(engine, files.checkpoint, files.spec, { depth });
     groups = randomGroups(title.length, 9, files.spec.config.vocab);
     layers = Array.from({ length: depth + 1 }, (_, k) => k);
@@ -217,7 +217,7 @@ describe("weights split over several bindings", () => {
   ] as const)("$title: the states of weights that lie in one piece", async ({ sizes, limit, budget, parts }) => {
     await using tiny = await writeTinyModel(sizes);
     await using files = await openModelFiles(tiny.directory);
-    using limited = await createLimitedEngine({ maxStorageBufferBindingSize: limit });
+    const limited = limitedEngine(engine, { maxStorageBufferBindingSize: limit });
     using whole = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 1 });
     using split = await loadBlocks(limited, files.checkpoint, files.spec, { depth: 1 });
     const count = ({ blocks }: LoadedModel) =>

@@ -90,7 +90,7 @@ describe("hidden states of checkpoints that no golden file has, against float64 
     ],
     ["BF16 with F32 norms", { dtype: "BF16", dtypeOf: { "layernorm.weight": "F32" } }],
     ["F32 gate beside a BF16 up", { dtype: "BF16", dtypeOf: { "gate_proj.weight": "F32" } }],
-    ["F16 gate beside a BF16 up, odd K", { dtype: "BF16", dtypeOf: { "gate_proj.weight": "F16" }, hidden: 33 }],
+    ["F16 gate beside a BF16 up", { dtype: "BF16", dtypeOf: { "gate_proj.weight": "F16" } }],
   ] as const)("%s", async (name, options) => {
     await using tiny = await writeTinyModel(options);
     await using files = await openModelFiles(tiny.directory);

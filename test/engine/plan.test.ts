@@ -4,6 +4,7 @@ import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import {
   batchBudget,
   checkPlan,
+  DEFAULT_BATCH_TOKENS,
   MATRIX_ROLES,
   MIN_SEQUENCE_ROWS,
   planRun,
@@ -101,12 +102,12 @@ describe("weights", () => {
 });
 
 describe("the budget of a batch", () => {
-  it("is what was asked for, or 2048 rows that may grow, and never more than the limits allow", () => {
+  it("is what was asked for, or a default that may grow, and never more than the limits allow", () => {
     const { spec } = files;
     // The widest row of the demo is its FFN's: 512 floats.
     const fitting = (rows: number) => limitsOf({ maxStorageBufferBindingSize: rows * 4 * 512 });
-    expect(batchBudget(spec, limitsOf())).toEqual({ budget: 2048, maxBudget: 32768 });
-    expect(batchBudget(spec, fitting(5000))).toEqual({ budget: 2048, maxBudget: 5000 });
+    expect(batchBudget(spec, limitsOf())).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 32768 });
+    expect(batchBudget(spec, fitting(5000))).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 5000 });
     expect(batchBudget(spec, fitting(100))).toEqual({ budget: 100, maxBudget: 100 });
     expect(batchBudget(spec, limitsOf(), 8)).toEqual({ budget: 8, maxBudget: 8 });
     expect(batchBudget(spec, fitting(100), 100)).toEqual({ budget: 100, maxBudget: 100 });
@@ -114,6 +115,18 @@ describe("the budget of a batch", () => {
       expect(() => batchBudget(spec, fitting(100), tokens)).toThrow(
         expect.objectContaining({ code: "usage/batch-tokens", fix: expect.stringContaining("8 to 100") }),
       );
+  });
+
+  it("of a wide model grows to 2 GiB of working buffers and no further, unless it was asked for", () => {
+    const { spec } = files;
+    const wide = { ...spec, config: { ...spec.config, hiddenSize: 16_384, heads: 128, headDim: 128, ffn: 53_248 } };
+    const limits = limitsOf({ maxBufferSize: 2 ** 34, maxStorageBufferBindingSize: 2 ** 34 });
+    const { maxBudget } = batchBudget(wide, limits);
+    expect(maxBudget).toBeGreaterThan(DEFAULT_BATCH_TOKENS);
+    const held = (rows: number) => sumBytes([...planWorkspace(wide, { rows, taps: 1, output: "scores" }).values()]);
+    expect(held(maxBudget)).toBeGreaterThan(1.9 * 2 ** 30);
+    expect(held(maxBudget)).toBeLessThan(2.2 * 2 ** 30);
+    expect(batchBudget(wide, limits, 3 * maxBudget).maxBudget).toBe(3 * maxBudget);
   });
 
   it("fits its plan, in every buffer, at the largest size that the limits allow", async () => {

@@ -9,7 +9,7 @@ import { openModelFiles } from "../../engine/model-files.ts";
 import { blockBuffers, planRun, planWorkspace, type RunOutput } from "../../engine/plan.ts";
 import { createRunner } from "../../engine/runner.ts";
 import { goldenModel } from "../support/golden.ts";
-import { createLimitedEngine } from "../support/states.ts";
+import { limitedEngine } from "../support/states.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
 
 const engine = await createEngine();
@@ -174,7 +174,7 @@ describe("what is left after a failure", () => {
   it("a plan beyond the limits: refused before a byte is read or held", async () => {
     await using tiny = await writeTinyModel();
     await using files = await openModelFiles(tiny.directory);
-    using limited = await createLimitedEngine({ maxStorageBufferBindingSize: 100 });
+    const limited = limitedEngine(engine, { maxStorageBufferBindingSize: 100 });
     const loading = loadBlocks(limited, files.checkpoint, files.spec, { depth: 1 });
     await expect(loading).rejects.toMatchObject({
       code: "memory/buffer-limit",

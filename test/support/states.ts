@@ -1,8 +1,7 @@
 /** Runs of the engine as tests look at them: states by sequence, not by packed row. */
 import { type Batch, type PackOptions, packBatches, rowOf, type SequenceGroup } from "../../engine/batch.ts";
 import { Device, type DeviceLimits } from "../../engine/device.ts";
-import { createEngine, type Engine, type LoadedModel } from "../../engine/model.ts";
-import { Pipelines } from "../../engine/pipelines.ts";
+import type { Engine, LoadedModel } from "../../engine/model.ts";
 import { createRunner, type Runner } from "../../engine/runner.ts";
 import { seededRandom } from "../../kernels/random.ts";
 
@@ -82,15 +81,11 @@ export async function lastStates(
   return await lastStatesOf(runner, packBatches(groups, { budget: 512, ...options }));
 }
 
-/** An engine whose planner believes in smaller limits than the adapter has: what a weaker adapter would make it do. */
-export async function createLimitedEngine(limits: Partial<DeviceLimits>): Promise<Engine> {
-  const engine = await createEngine();
+/**
+ * The same GPU and kernels behind a planner that believes in smaller limits: what a weaker adapter would make it do. It
+ * counts its own buffers, owns no GPU, and is not to be disposed of.
+ */
+export function limitedEngine(engine: Engine, limits: Partial<DeviceLimits>): Engine {
   const { gpu, info } = engine.device;
-  const device = new Device(gpu, {} as GPU, { ...info, limits: { ...info.limits, ...limits } });
-  const dispose = () => {
-    device[Symbol.dispose]();
-    // Holds Dawn's instance: last.
-    engine[Symbol.dispose]();
-  };
-  return { ...engine, device, pipelines: new Pipelines(device), [Symbol.dispose]: dispose };
+  return { ...engine, device: new Device(gpu, {} as GPU, { ...info, limits: { ...info.limits, ...limits } }) };
 }
