@@ -60,6 +60,9 @@ const HEADER_ROOM = 2 ** 20;
 /** From here on the padding of a header to its room is below 1% of the file, and copying the bodies is what costs. */
 const IN_PLACE_BYTES = 2 ** 27;
 
+/** Header entries that are packed together. */
+const CHUNK_ENTRIES = 1024;
+
 const COPY_BYTES = 2 ** 23;
 
 /** One call of the system writes at most 2^31 - 1 bytes. */
@@ -77,7 +80,10 @@ export async function createSafetensorsWriter(
 ): Promise<SafetensorsWriter> {
   const spoolPath = `${path}.partial.body`;
   const filePath = `${path}.partial`;
-  const entries = new Map<string, string>();
+  const names = new Set<string>();
+  // Entries go into packed chunks: hundreds of thousands of small strings would cost several times their text.
+  const entries: Buffer[] = [];
+  let recent: string[] = [];
   let bodyBytes = 0;
   let entryBytes = 0;
   let state: "open" | "done" = "open";
@@ -110,31 +116,39 @@ export async function createSafetensorsWriter(
     return turn;
   }
 
+  function pack(): void {
+    if (recent.length > 0) entries.push(Buffer.from(recent.join(",")));
+    recent = [];
+  }
+
   async function add(name: string, dtype: Dtype, shape: readonly number[], bytes: Uint8Array): Promise<void> {
     checkTensor({ name, dtype, shape, bytes }, path);
-    if (entries.has(name)) {
+    if (names.has(name)) {
       const message = `${path}: tensor ${show(name)} is added twice`;
       throw new StratumError("safetensors/duplicate-key", message, "give every tensor a name of its own");
     }
     const start = bodyBytes;
     bodyBytes += bytes.byteLength;
     const entry = entryText(name, dtype, shape, start, bodyBytes);
-    entries.set(name, entry);
+    names.add(name);
+    recent.push(entry);
     entryBytes += entry.length + 1;
+    if (recent.length === CHUNK_ENTRIES) pack();
     await inTurn((spool) => writeAt(spool, bytes, HEADER_ROOM + start));
   }
 
   function finish(partial = false): Promise<number> {
     const target = partial ? filePath : path;
     return inTurn(async (spool) => {
+      pack();
       const inPlace = bodyBytes >= IN_PLACE_BYTES;
-      let header = headerBytes(entries.values(), options.metadata, inPlace ? HEADER_ROOM : 0, path);
+      let header = headerBytes(entries, options.metadata, inPlace ? HEADER_ROOM : 0, path);
       const finished = inPlace && header.byteLength === HEADER_ROOM ? spoolPath : filePath;
       if (finished === spoolPath) {
         await writeAt(spool, header, 0);
         await spool.sync();
       } else {
-        header = headerBytes(entries.values(), options.metadata, 0, path);
+        header = headerBytes(entries, options.metadata, 0, path);
         await copyBehind(header, spool, bodyBytes, filePath);
       }
       // Windows renames no open file.
@@ -228,18 +242,23 @@ function entryText(name: string, dtype: Dtype, shape: readonly number[], start: 
 
 /** The header with its length in front, padded with spaces to a multiple of 8 and to at least `room` bytes. */
 function headerBytes(
-  entries: Iterable<string>,
+  entries: readonly Buffer[],
   metadata: Readonly<Record<string, string>> | undefined,
   room: number,
   path: string,
 ): Uint8Array {
-  const parts = metadata === undefined ? [...entries] : [`"__metadata__":${JSON.stringify(metadata)}`, ...entries];
-  const text = new TextEncoder().encode(`{${parts.join(",")}}`);
+  const parts =
+    metadata === undefined ? entries : [Buffer.from(`"__metadata__":${JSON.stringify(metadata)}`), ...entries];
+  const text = Buffer.concat([
+    Buffer.from("{"),
+    ...parts.flatMap((part, i) => (i === 0 ? [part] : [Buffer.from(","), part])),
+    Buffer.from("}"),
+  ]);
   const total = Math.max(room, 8 + Math.ceil(text.byteLength / 8) * 8);
   if (total - 8 > MAX_HEADER_BYTES) {
     throw new StratumError(
       "safetensors/header-too-large",
-      `${path}: the header of ${parts.length} entries takes ${text.byteLength} bytes, the format allows ${MAX_HEADER_BYTES}`,
+      `${path}: the header takes ${text.byteLength} bytes, the format allows ${MAX_HEADER_BYTES}`,
       "write several smaller files",
     );
   }
