@@ -24,7 +24,7 @@ const KIND_OF_AREA = {
 
 type Area = keyof typeof KIND_OF_AREA;
 
-/** The codes, `area/what`. Documented in the README; a code never changes its meaning. */
+/** The codes, `area/what`; the areas stand in the README. A code never changes its meaning. */
 export type ErrorCode = `${Area}/${string}`;
 
 export class StratumError extends Error {

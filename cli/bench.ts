@@ -1,7 +1,15 @@
 /** `stratum bench`: timed runs, interleaved, medians. */
 import { cpus } from "node:os";
 import type { Command } from "commander";
-import { type BenchRow, benchDepth, benchRank, type RankBenchOptions } from "../engine/bench.ts";
+import {
+  type BenchRow,
+  benchDepth,
+  benchRank,
+  type ListSizes,
+  type RankBenchOptions,
+  sharedRows,
+  unsharedRows,
+} from "../engine/bench.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
@@ -37,6 +45,12 @@ interface Verdict {
   readonly figures: Readonly<Record<string, number>>;
 }
 
+/** What a benchmark holds: rows of a batch, and how many sets of working buffers side by side. */
+interface Held {
+  readonly budget: (sizes: ListSizes) => number;
+  readonly workspaces: (layer: number) => number;
+}
+
 /** Declares `bench rank` and `bench depth`. */
 export function benchCommand(program: Command): void {
   const bench = program.command("bench").description("time the engine on this adapter").addHelpText("after", EXAMPLES);
@@ -46,6 +60,7 @@ export function benchCommand(program: Command): void {
     layer: string,
     run: (model: Model, layer: number, options: Omit<RankBenchOptions, "layer">) => Promise<BenchRow[]>,
     judge: (rows: readonly BenchRow[], layer: number) => Verdict,
+    held: Held,
   ) => {
     const command = bench
       .command(name)
@@ -59,7 +74,7 @@ export function benchCommand(program: Command): void {
       .option("--seed <n>", "seed of the random tokens", positiveInteger, 1)
       .addHelpText("after", EXAMPLES);
     addCommonOptions(command, "JSON on stdout").action(async (flags: BenchFlags) => {
-      process.exitCode = await runBench(flags, run, judge);
+      process.exitCode = await runBench(flags, run, judge, held);
     });
   };
   declare(
@@ -74,6 +89,7 @@ export function benchCommand(program: Command): void {
         figures: { ratio: Number(ratio.toFixed(4)), rows_ratio: Number((once.rows / every.rows).toFixed(4)) },
       };
     },
+    { budget: unsharedRows, workspaces: () => 1 },
   );
   declare(
     "depth",
@@ -96,6 +112,7 @@ export function benchCommand(program: Command): void {
         figures: { worst_share: Number(worst.toFixed(4)) },
       };
     },
+    { budget: sharedRows, workspaces: (layer) => layer + 1 },
   );
 }
 
@@ -103,11 +120,13 @@ async function runBench(
   flags: BenchFlags,
   run: (model: Model, layer: number, options: Omit<RankBenchOptions, "layer">) => Promise<BenchRow[]>,
   judge: (rows: readonly BenchRow[], layer: number) => Verdict,
+  held: Held,
 ): Promise<number> {
   return withModelFiles(modelDirectory(flags.model), async (files) => {
     const { config } = files.spec;
     const layer = resolveLayer(flags.layer, config.layers);
     const { prompt, candidates, tokens, runs, seed } = flags;
+    const sizes = { prompt, candidates, tokens };
     if (layer === 0)
       throw new StratumError("usage/bench", "layer 0 is the embeddings: nothing runs", "give --layer at least 1");
     if (prompt + tokens > config.maxPositions) {
@@ -118,17 +137,19 @@ async function runBench(
       );
     }
     return withEngine(flags, async (engine) => {
-      const model = await loadPlanned(engine, files, { layers: [layer], output: "scores" });
+      const model = await loadPlanned(
+        engine,
+        files,
+        { layers: [layer], output: "scores", batchTokens: held.budget(sizes) },
+        held.workspaces(layer),
+      );
       const progress = startProgress(runs + 1, "rounds");
-      const rows = await run(model, layer, {
-        prompt,
-        candidates,
-        tokens,
-        runs,
-        seed,
-        onRound: () => progress.add(1, 0),
-      });
-      progress.stop();
+      let rows: BenchRow[];
+      try {
+        rows = await run(model, layer, { ...sizes, runs, seed, onRound: () => progress.add(1, 0) });
+      } finally {
+        progress.stop();
+      }
       const verdict = judge(rows, layer);
       const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
       if (flags.json) {

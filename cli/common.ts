@@ -91,11 +91,15 @@ export interface RunRequest {
   readonly batchTokens?: number | undefined;
 }
 
-/** Plans a run, prints the plan, and loads the model: nothing is uploaded before the plan fits. */
-export async function loadPlanned(engine: Engine, files: ModelFiles, run: RunRequest): Promise<Model> {
+/**
+ * Plans a run, prints the plan, and loads the model: nothing is uploaded before the plan fits.
+ * @param workspaces sets of working buffers that are held side by side
+ */
+export async function loadPlanned(engine: Engine, files: ModelFiles, run: RunRequest, workspaces = 1): Promise<Model> {
   const plan = await planRun(files.checkpoint, files.spec, run, engine.device.info.limits);
   note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
-  note(planLine(files, plan));
+  const bytes = plan.weights.bytes + workspaces * (plan.bytes - plan.weights.bytes);
+  note(planLine(files, { ...plan, bytes }));
   const options: LoadModelOptions = { layer: plan.weights.depth };
   return loadModel(engine, files, options);
 }

@@ -42,7 +42,7 @@ export function demoCommand(program: Command): void {
   });
 }
 
-/** Share of the best-scored candidates that are safe. */
+/** Whether a candidate is labelled safe. */
 function isSafe(list: List, index: number): boolean {
   return list.candidates[index].label === 1;
 }

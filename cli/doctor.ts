@@ -68,7 +68,7 @@ async function runDoctor(flags: CommonOptions): Promise<number> {
     if (wrong.length > 0) {
       failure = new StratumError(
         "device/wrong-results",
-        `${info.name} computes wrong results in ${wrong.map(({ kernel }) => kernel).join(", ")}`,
+        `${info.name} computes wrong results in ${wrong.map(({ kernel, failure: why }) => (why === null ? kernel : `${kernel} (${why})`)).join(", ")}`,
         "update the driver, or use --adapter embedded; please report this with the output of `stratum doctor --json`",
       );
     }

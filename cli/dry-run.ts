@@ -26,15 +26,13 @@ export async function dryRun(
   stop.signal.addEventListener("abort", () => process.exit(stop.exitCode()));
   const layer = options.layer ?? files.spec.config.layers;
   const encoder = await createListEncoder(files, options);
-  return withEngine(flags, async ({ device, ...engine }) => {
+  return await withEngine(flags, async ({ device, ...engine }) => {
     const { limits } = device.info;
-    const plan = await planRun(
-      files.checkpoint,
-      files.spec,
-      { layers: [layer], output: "scores", batchTokens: options.batchTokens },
-      limits,
-    );
-    let { budget, maxBudget } = batchBudget(files.spec, limits, options.batchTokens);
+    let { budget, maxBudget } = batchBudget(files.spec, limits, {
+      taps: 1,
+      output: "scores",
+      batchTokens: options.batchTokens,
+    });
     const sharePrefix = options.sharePrefix ?? true;
     const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, rows: 0, batches: 0, flops: 0 };
     let groups: SequenceGroup[] = [];
@@ -62,6 +60,12 @@ export async function dryRun(
     }
     count();
     if (counts.lists === 0) throw emptyFileError(source);
+    const plan = await planRun(
+      files.checkpoint,
+      files.spec,
+      { layers: [layer], output: "scores", batchTokens: budget },
+      limits,
+    );
     const rate = await measureRate({ device, ...engine }, files.spec.config);
     const seconds = counts.flops / rate;
     const estimate = {

@@ -38,13 +38,14 @@ export function inspectCommand(program: Command): void {
   });
 }
 
-/** Elements and bytes by stored type, over the tensors that the family names. */
+/** Elements and bytes by stored type, of the embedding and the first `depth` blocks: shards of deeper ones may be absent. */
 async function storedTypes(
   files: ModelFiles,
+  depth: number,
 ): Promise<Record<string, { tensors: number; parameters: number; bytes: number }>> {
   const types: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   const { spec, checkpoint } = files;
-  for (const name of [spec.embedding, ...spec.blocks.flatMap(blockTensors)]) {
+  for (const name of [spec.embedding, ...spec.blocks.slice(0, depth).flatMap(blockTensors)]) {
     const { dtype, shape, byteLength } = await checkpoint.info(name);
     types[dtype] ??= { tensors: 0, parameters: 0, bytes: 0 };
     types[dtype].tensors++;
@@ -57,7 +58,8 @@ async function storedTypes(
 async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void> {
   const { config } = files.spec;
   const layers = resolveLayers(flags.layers, config.layers);
-  const types = await storedTypes(files);
+  const depth = Math.max(...layers);
+  const types = await storedTypes(files, depth);
   const runs = [];
   for (const layer of layers) {
     const plan = await planRun(
@@ -124,7 +126,7 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
     ["template", template === null ? "none: prompts are plain concatenation" : "chat template"],
     [
       "parameters",
-      `${formatCount(parameters)} without final norm and head: ${Object.entries(types)
+      `${formatCount(parameters)} in the embedding and ${depth} blocks: ${Object.entries(types)
         .map(([dtype, type]) => `${formatCount(type.parameters)} ${dtype}`)
         .join(", ")}`,
     ],

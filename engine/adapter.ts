@@ -1,3 +1,4 @@
+/// <reference types="@webgpu/types" />
 /**
  * Which adapter runs: what the system offers (a real GPU, then a system software driver), else the embedded one.
  * A driver is probed in a child process: one that crashes takes only the child along, and the Vulkan loader reads its
@@ -52,8 +53,6 @@ process.exit(0);
 /** Dawn's options: on Linux only Vulkan serves compute, and asking for it alone spares the probing of GL. */
 function dawnOptions(name?: string): string[] {
   const options = process.platform === "linux" ? ["backend=vulkan"] : [];
-  // Dawn hides shader-f16 on NVIDIA + Vulkan without this toggle; elsewhere it is ignored.
-  options.push("enable-dawn-features=vulkan_enable_f16_on_nvidia");
   return name === undefined ? options : [...options, `adapter=${name}`];
 }
 
@@ -121,7 +120,16 @@ async function request(options: string[]): Promise<{ instance: GPU; adapter: GPU
  * Opens the adapter that a choice names.
  * @throws {StratumError} `adapter/none` with everything that was tried and what to install
  */
-export async function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
+export function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
+  const turn = opening.then(() => openNow(choice));
+  opening = turn.catch(() => undefined);
+  return turn;
+}
+
+/** One adapter is opened at a time: the loader's variables belong to the process. */
+let opening: Promise<unknown> = Promise.resolve();
+
+async function openNow(choice: AdapterChoice): Promise<OpenAdapter> {
   const trials: AdapterTrial[] = [];
   const fixes: string[] = [];
   const named = ["auto", "system", "embedded"].includes(choice) ? undefined : choice;

@@ -2,6 +2,7 @@
  * Batches: token sequences packed into one run of rows, without padding, each list's common prefix once. Cut by a
  * budget of rows, never by a count of sequences.
  */
+import { StratumError } from "../errors.ts";
 import { commonPrefixLength } from "../weights/prompt.ts";
 import { MIN_SEQUENCE_ROWS } from "./plan.ts";
 
@@ -136,12 +137,17 @@ export interface PackOptions {
   readonly sharePrefix?: boolean;
 }
 
-/** Packs groups into batches, in order. */
+/** Packs groups into batches, in order. @throws {StratumError} `list/empty-sequence` */
 export function packBatches(groups: readonly SequenceGroup[], { budget, sharePrefix = true }: PackOptions): Batch[] {
   const batches: Batch[] = [];
   let open: Chunk[] = [];
   let cost = 0;
   for (const [index, group] of groups.entries()) {
+    const empty = group.sequences.findIndex(({ length }) => length === 0);
+    if (empty >= 0) {
+      throw new StratumError("list/empty-sequence", `sequence ${empty} of group ${index} has no token`, "leave it out");
+    }
+    if (group.sequences.length === 0) continue;
     for (const chunk of chunksOf(index, group, budget, sharePrefix)) {
       if (open.length > 0 && cost + chunk.cost > budget) {
         batches.push(pack(open));

@@ -2,6 +2,7 @@
 import { seededRandom } from "../kernels/random.ts";
 import { packBatches, type SequenceGroup } from "./batch.ts";
 import type { Model } from "./hidden-states.ts";
+import { MIN_SEQUENCE_ROWS } from "./plan.ts";
 import { createRunner, type Runner } from "./runner.ts";
 
 export interface BenchRow {
@@ -75,11 +76,24 @@ function quartiles(times: readonly number[]): { median_ms: number; iqr_ms: numbe
   return { median_ms: round(at(0.5)), iqr_ms: round(at(0.75) - at(0.25)) };
 }
 
-export interface RankBenchOptions {
-  /** Tokens of the prompt, and of each of the candidates behind it. */
+/** A list: tokens of the prompt, and of each of the candidates behind it. */
+export interface ListSizes {
   readonly prompt: number;
   readonly candidates: number;
   readonly tokens: number;
+}
+
+/** Budget of a batch that holds a list with its prompt once. */
+export function sharedRows({ prompt, candidates, tokens }: ListSizes): number {
+  return prompt + Math.max(MIN_SEQUENCE_ROWS, tokens) * (candidates + 1);
+}
+
+/** Budget of a batch that holds a list with its prompt for every candidate. */
+export function unsharedRows({ prompt, candidates, tokens }: ListSizes): number {
+  return (prompt + Math.max(MIN_SEQUENCE_ROWS, tokens)) * (candidates + 1);
+}
+
+export interface RankBenchOptions extends ListSizes {
   readonly layer: number;
   readonly runs: number;
   readonly seed: number;
@@ -91,8 +105,11 @@ export async function benchRank(model: Model, options: RankBenchOptions): Promis
   const { prompt, candidates, tokens, layer, runs, seed, onRound } = options;
   const group = randomList(model.files.spec.config.vocab, prompt, candidates, tokens, seed);
   // One batch on either side: the comparison is of the work, not of the cutting.
-  const budget = prompt * (candidates + 1) + Math.max(8, tokens) * (candidates + 1);
-  using runner = await createRunner(model.loaded, { layers: [layer], output: "scores", batchTokens: budget });
+  using runner = await createRunner(model.loaded, {
+    layers: [layer],
+    output: "scores",
+    batchTokens: unsharedRows(options),
+  });
   const shape = `${prompt} + ${candidates} x ${tokens} tokens to layer ${layer}`;
   const sides = [
     { name: "prompt once", shape, runner, sharePrefix: true },
@@ -116,7 +133,7 @@ export async function benchDepth(
         await createRunner(model.loaded, {
           layers: [layer],
           output: "scores",
-          batchTokens: prompt + Math.max(8, tokens) * (candidates + 1),
+          batchTokens: sharedRows(options),
         }),
       );
     const sides = layers.map((layer, i) => ({

@@ -26,12 +26,14 @@ export function batchFlops(config: DecoderConfig, batch: Batch, layer: number): 
 
 /** Rows of the calibration's matmul: enough tiles to keep every core busy, few enough to end soon on slow adapters. */
 const CALIBRATION_ROWS = 256;
+const CALIBRATION_COLUMNS = 2048;
 
 /**
  * Measures what this adapter reaches on the model's widest matmul, in operations a second: the median of five runs of
  * random numbers of the model's shape.
  */
-export async function measureRate(engine: Engine, { hiddenSize: k, ffn: n }: DecoderConfig): Promise<number> {
+export async function measureRate(engine: Engine, { hiddenSize: k, ffn }: DecoderConfig): Promise<number> {
+  const n = Math.min(ffn, CALIBRATION_COLUMNS);
   const kernel = matmul({
     k,
     n,

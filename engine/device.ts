@@ -1,3 +1,4 @@
+/// <reference types="@webgpu/types" />
 /**
  * The GPU device: the one place that asks for limits and features, counts live bytes, and latches what goes wrong in
  * the background (validation errors, out-of-memory, device loss) into an error of the next call.
@@ -14,11 +15,11 @@ const LIMITS = [
   "maxComputeInvocationsPerWorkgroup",
   "maxComputeWorkgroupSizeX",
   "maxComputeWorkgroupsPerDimension",
-  "maxTextureDimension2D",
 ] as const;
 
 export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
 
+/** Features that are told of; the kernels use the first. */
 const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
 export type DeviceFeature = (typeof FEATURES)[number];
 
@@ -224,7 +225,10 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
   const fixed = features.includes("subgroups") && info.subgroupMinSize === info.subgroupMaxSize;
   let gpu: GPUDevice;
   try {
-    gpu = await adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
+    gpu = await adapter.requestDevice({
+      requiredFeatures: features.filter((feature) => feature === "subgroups"),
+      requiredLimits: limits,
+    });
   } catch (cause) {
     throw new StratumError(
       "device/request-failed",

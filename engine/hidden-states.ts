@@ -87,7 +87,7 @@ export async function hiddenStates(
     checkIds(group.sequences[0], vocab);
     checkFits(group, runner);
   }
-  runner.grow(Math.min(runner.maxBudget, Math.max(0, ...sequences.map(({ length }) => length))));
+  runner.grow(sequences.reduce((most, { length }) => Math.max(most, length), 0));
   const states: Float32Array[] = new Array(sequences.length);
   for (const batch of packBatches(groups, { budget: runner.budget })) {
     for (const result of await batchStates(model, runner, batch, tokens)) {

@@ -41,7 +41,10 @@ export class Pipelines {
 
 async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
   device.check();
+  // A kernel that does not compile is this kernel's failure: without the scope it would count as the device's.
+  device.gpu.pushErrorScope("validation");
   const module = device.gpu.createShaderModule({ label: kernel.name, code: kernel.wgsl });
+  void device.gpu.popErrorScope();
   // Stated, not derived from the text: a kernel may leave a binding of its description unused.
   const layout = device.gpu.createBindGroupLayout({
     entries: kernel.bindings.map(({ access }, binding) => ({

@@ -265,6 +265,7 @@ export const DEFAULT_BATCH_TOKENS = 1024;
 /** A default budget grows for a single long sequence or list up to this many rows, and this many bytes. */
 const MAX_GROWN_ROWS = 32768;
 const MAX_GROWN_BYTES = 2 * 1024 ** 3;
+const SAMPLE_ROWS = 8192;
 
 /** The budget of a batch, and how far it may grow. */
 export interface BatchBudget {
@@ -277,16 +278,24 @@ export interface BatchBudget {
  * as the adapter allows.
  * @throws {StratumError} `usage/batch-tokens`
  */
-export function batchBudget(spec: ModelSpec, limits: DeviceLimits, batchTokens?: number): BatchBudget {
-  const limit = maxRows(spec, limits);
+export function batchBudget(
+  spec: ModelSpec,
+  limits: DeviceLimits,
+  {
+    taps,
+    output,
+    batchTokens,
+  }: { readonly taps: number; readonly output: RunOutput; readonly batchTokens?: number | undefined },
+): BatchBudget {
+  // Every buffer grows with the rows: what a thousand of them take tells how many fit.
+  const sample = [...planWorkspace(spec, { rows: SAMPLE_ROWS, taps, output }).values()].filter(
+    ({ use }) => use !== "uniform",
+  );
+  const limit = Math.min(...sample.map((buffer) => Math.floor((limitOf(buffer, limits) * SAMPLE_ROWS) / buffer.bytes)));
   if (batchTokens === undefined) {
     const budget = Math.min(DEFAULT_BATCH_TOKENS, limit);
-    const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
-    const rowBytes = 4 * (2 * d + 2 * heads * headDim + 2 * kvHeads * headDim + ffn);
-    return {
-      budget,
-      maxBudget: Math.max(budget, Math.min(MAX_GROWN_ROWS, limit, Math.floor(MAX_GROWN_BYTES / rowBytes))),
-    };
+    const affordable = Math.floor((MAX_GROWN_BYTES * SAMPLE_ROWS) / sumBytes(sample));
+    return { budget, maxBudget: Math.max(budget, Math.min(MAX_GROWN_ROWS, limit, affordable)) };
   }
   if (Number.isInteger(batchTokens) && batchTokens >= MIN_SEQUENCE_ROWS && batchTokens <= limit) {
     return { budget: batchTokens, maxBudget: batchTokens };
@@ -318,18 +327,15 @@ export async function planRun(
   run: { readonly layers: readonly number[]; readonly output: RunOutput; readonly batchTokens?: number | undefined },
   limits: DeviceLimits,
 ): Promise<RunPlan> {
-  const { budget } = batchBudget(spec, limits, run.batchTokens);
+  const { budget } = batchBudget(spec, limits, {
+    taps: run.layers.length,
+    output: run.output,
+    batchTokens: run.batchTokens,
+  });
   const weights = await planWeights(checkpoint, spec, Math.max(...run.layers), limits);
   const workspace = planWorkspace(spec, { rows: budget, taps: run.layers.length, output: run.output });
   checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);
   return { weights, workspace, rows: budget, bytes: weights.bytes + sumBytes([...workspace.values()]) };
-}
-
-/** The most rows of a batch that the adapter's limits allow, by the widest buffer. */
-function maxRows(spec: ModelSpec, limits: DeviceLimits): number {
-  const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
-  const width = 4 * Math.max(d, heads * headDim, 2 * kvHeads * headDim, ffn);
-  return Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / width);
 }
 
 /**
@@ -337,14 +343,17 @@ function maxRows(spec: ModelSpec, limits: DeviceLimits): number {
  * @throws {StratumError} `memory/buffer-limit` with the buffer, its size and the limit
  */
 export function checkPlan(buffers: readonly PlannedBuffer[], limits: DeviceLimits): void {
-  const binding = Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize);
-  for (const { label, bytes, use } of buffers) {
-    const limit = use === "storage" ? binding : limits.maxBufferSize;
-    if (bytes <= limit) continue;
+  for (const buffer of buffers) {
+    if (buffer.bytes <= limitOf(buffer, limits)) continue;
     throw new StratumError(
       "memory/buffer-limit",
-      `the plan needs ${bytes} bytes for '${label}'; the adapter binds at most ${limit}`,
+      `the plan needs ${buffer.bytes} bytes for '${buffer.label}'; the adapter binds at most ${limitOf(buffer, limits)}`,
       "lower --batch-tokens, or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
     );
   }
+}
+
+/** The most bytes that the adapter allows a buffer of this use. */
+function limitOf({ use }: PlannedBuffer, { maxBufferSize, maxStorageBufferBindingSize }: DeviceLimits): number {
+  return use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
 }

@@ -4,6 +4,7 @@ import { attentionTiles } from "../kernels/attention.ts";
 import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { ropeFrequencies } from "../weights/rope-frequencies.ts";
 import { type Batch, rowOf } from "./batch.ts";
+import type { DeviceBuffer } from "./device.ts";
 import {
   type ForwardKernels,
   forwardKernels,
@@ -23,6 +24,7 @@ import {
   planWorkspace,
   type RunOutput,
   sumBytes,
+  type WorkspaceName,
 } from "./plan.ts";
 
 export interface RunnerOptions {
@@ -74,21 +76,40 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       "load the model at least to the deepest asked-for layer",
     );
   }
-  const granted = batchBudget(spec, device.info.limits, options.batchTokens);
+  if (new Set(layers).size < layers.length) {
+    throw new StratumError("usage/layer", `layers [${layers.join(", ")}] name one twice`, "ask for each layer once");
+  }
+  const granted = batchBudget(spec, device.info.limits, {
+    taps: layers.length,
+    output,
+    batchTokens: options.batchTokens,
+  });
   const { maxBudget } = granted;
   let budget = granted.budget;
   let plan: readonly PlannedBuffer[] = [];
   let workspace = {} as Workspace;
 
+  const release = () => {
+    for (const buffer of Object.values(workspace)) buffer.destroy();
+    workspace = {} as Workspace;
+    plan = [];
+  };
   const allocate = (rows: number) => {
     const planned = planWorkspace(spec, { rows, taps: layers.length, output });
     checkPlan([...planned.values()], device.info.limits);
-    for (const buffer of Object.values(workspace)) buffer.destroy();
+    // The old buffers first: both together may be more than there is.
+    release();
+    const made: Partial<Record<WorkspaceName, DeviceBuffer>> = {};
+    // What a run's output does not need is absent; `inTurn` keeps each method to its output.
+    workspace = made as Workspace;
+    try {
+      for (const [name, { label, bytes, use }] of planned) made[name] = device.createBuffer(label, bytes, use);
+      device.write(workspace.ropeTable, ropeTable(ropeFrequencies(rope, headDim), rows));
+    } catch (cause) {
+      release();
+      throw cause;
+    }
     plan = [...planned.values()];
-    workspace = Object.fromEntries(
-      [...planned].map(([name, { label, bytes, use }]) => [name, device.createBuffer(label, bytes, use)]),
-    ) as unknown as Workspace;
-    device.write(workspace.ropeTable, ropeTable(ropeFrequencies(rope, headDim), rows));
     budget = rows;
   };
   allocate(budget);
@@ -99,8 +120,27 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     kernels = await forwardKernels(model);
     cosinePipeline = output === "scores" ? await pipelines.get(cosine({ d, ...cosineDefaults(target) })) : undefined;
   } catch (cause) {
-    for (const buffer of Object.values(workspace)) buffer.destroy();
+    release();
     throw cause;
+  }
+
+  let disposed = false;
+  let last: Promise<unknown> = Promise.resolve();
+  /** Calls share the working buffers: each runs when the one before has ended. */
+  function inTurn<T>(wanted: RunOutput, step: () => Promise<T>): Promise<T> {
+    const turn = last.then(() => {
+      if (disposed) throw new StratumError("device/disposed", "the runner was disposed", "create another");
+      if (output !== wanted) {
+        throw new StratumError(
+          "usage/output-kind",
+          `a runner made for '${output}' was asked for '${wanted}'`,
+          `create the runner with output '${wanted}'`,
+        );
+      }
+      return step();
+    });
+    last = turn.catch(() => undefined);
+    return turn;
   }
 
   /** Uploads a batch and gives the uniforms of its dispatches. */
@@ -189,56 +229,64 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     grow(rows) {
       if (rows > budget) allocate(Math.min(rows, maxBudget));
     },
-    async lastStates(batch) {
-      const { count } = await runToStates(batch);
-      const size = layers.length * count * d;
-      const flat = new Float32Array(await device.read(workspace.states, size * 4, workspace.staging));
-      const out = new Float32Array(size);
-      for (let tap = 0; tap < layers.length; tap++) {
-        for (let s = 0; s < count; s++)
-          out.set(flat.subarray((tap * count + s) * d, (tap * count + s + 1) * d), (s * layers.length + tap) * d);
-      }
-      return out;
-    },
-    async allStates(batch, onLayer) {
-      const { params, all, rows } = await begin(batch);
-      for (let layer = 0; layer <= deepest; layer++) {
-        if (layer > 0) {
-          const encoder = device.gpu.createCommandEncoder();
-          const pass = encoder.beginComputePass();
-          recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, null);
-          pass.end();
-          device.submit(encoder);
+    lastStates: (batch) =>
+      inTurn("last", async () => {
+        const { count } = await runToStates(batch);
+        const size = layers.length * count * d;
+        const flat = new Float32Array(await device.read(workspace.states, size * 4, workspace.staging));
+        const out = new Float32Array(size);
+        for (let tap = 0; tap < layers.length; tap++) {
+          for (let s = 0; s < count; s++)
+            out.set(flat.subarray((tap * count + s) * d, (tap * count + s + 1) * d), (s * layers.length + tap) * d);
         }
-        if (layers.includes(layer))
-          onLayer(layer, new Float32Array(await device.read(workspace.x, rows * d * 4, workspace.staging)));
-      }
-    },
-    async cosines(batch, pairs) {
-      if (cosinePipeline === undefined)
-        throw new StratumError(
-          "kernel/output",
-          `cosines of a runner made for '${output}'`,
-          "create the runner with output 'scores'",
+        return out;
+      }),
+    allStates: (batch, onLayer) =>
+      inTurn("all", async () => {
+        const { params, all, rows } = await begin(batch);
+        for (let layer = 0; layer <= deepest; layer++) {
+          if (layer > 0) {
+            const encoder = device.gpu.createCommandEncoder();
+            const pass = encoder.beginComputePass();
+            recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, null);
+            pass.end();
+            device.submit(encoder);
+          }
+          if (layers.includes(layer))
+            onLayer(layer, new Float32Array(await device.read(workspace.x, rows * d * 4, workspace.staging)));
+        }
+      }),
+    cosines: (batch, pairs) =>
+      inTurn("scores", async () => {
+        const outside = pairs.flat().find((sequence) => !(sequence >= 0 && sequence < batch.sequences.length));
+        if (outside !== undefined || pairs.length > batch.sequences.length || cosinePipeline === undefined) {
+          throw new StratumError(
+            "usage/pairs",
+            outside === undefined
+              ? `${pairs.length} pairs of ${batch.sequences.length} sequences`
+              : `a pair names sequence ${outside} of a batch of ${batch.sequences.length}`,
+            "give indices into the batch's sequences, at most one pair a sequence",
+          );
+        }
+        const { params } = await runToStates(batch);
+        device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
+        const encoder = device.gpu.createCommandEncoder();
+        const pass = encoder.beginComputePass();
+        dispatch(
+          device,
+          pass,
+          cosinePipeline,
+          { x: workspace.states, pairs: workspace.pairs, out: workspace.scores, params: params(pairs.length) },
+          pairs.length,
         );
-      const { params } = await runToStates(batch);
-      device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
-      const encoder = device.gpu.createCommandEncoder();
-      const pass = encoder.beginComputePass();
-      dispatch(
-        device,
-        pass,
-        cosinePipeline,
-        { x: workspace.states, pairs: workspace.pairs, out: workspace.scores, params: params(pairs.length) },
-        pairs.length,
-      );
-      pass.end();
-      device.submit(encoder);
-      const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
-      return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
-    },
+        pass.end();
+        device.submit(encoder);
+        const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
+        return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
+      }),
     [Symbol.dispose]() {
-      for (const buffer of Object.values(workspace)) buffer.destroy();
+      disposed = true;
+      release();
     },
   };
   return runner;

@@ -1,6 +1,9 @@
 /** The device's own word is not enough: one case of every kernel, dispatched, read back and compared with its CPU twin. */
+
+import { messageOf } from "../errors.ts";
 import { type KernelCase, kernelCases } from "../kernels/cases.ts";
 import type { TwinBuffer } from "../kernels/kernel.ts";
+import { matmulTile } from "../kernels/matmul.ts";
 import type { Engine } from "./model.ts";
 import { runKernel } from "./run-kernel.ts";
 
@@ -8,8 +11,10 @@ export interface CheckResult {
   readonly kernel: string;
   readonly title: string;
   readonly ok: boolean;
-  /** Largest |got - want| / (1 + |want|). */
+  /** Largest |got - want| / (1 + |want|); infinity where the kernel gave nothing. */
   readonly error: number;
+  /** Why it gave nothing. */
+  readonly failure: string | null;
   readonly milliseconds: number;
 }
 
@@ -31,7 +36,8 @@ export function largestError(got: TwinBuffer, want: TwinBuffer): number {
 export function checkCases({ target }: Engine): KernelCase[] {
   const wanted = new Map<string, KernelCase>();
   for (const each of kernelCases(target)) {
-    if (each.kernel.subgroups !== target.subgroupSize > 0 && each.kernel.key.includes("subgroup:")) continue;
+    const subgroup = each.kernel.name === "matmul" ? matmulTile(target, "store", 1).subgroup : target.subgroupSize;
+    if (each.kernel.key.includes("subgroup:") && each.kernel.subgroups !== subgroup > 0) continue;
     const type = /weight:(\w+)/.exec(each.kernel.key)?.[1] ?? "";
     wanted.set(`${each.kernel.name} ${type}`, each);
   }
@@ -44,11 +50,17 @@ export async function selfCheck(engine: Engine): Promise<CheckResult[]> {
   for (const { kernel, title, rows, offset, buffers, twin } of checkCases(engine)) {
     const want = buffers();
     const begin = performance.now();
-    const got = await runKernel(engine.device, engine.pipelines, kernel, want, rows, offset);
+    let error = Number.POSITIVE_INFINITY;
+    let failure: string | null = null;
+    const got = await runKernel(engine.device, engine.pipelines, kernel, want, rows, offset).catch((cause) => {
+      failure = messageOf(cause);
+      return null;
+    });
     const milliseconds = performance.now() - begin;
     twin(want);
-    const error = Math.max(...Object.entries(got).map(([name, values]) => largestError(values, want[name])));
-    results.push({ kernel: kernel.name, title, ok: error <= TOLERANCE, error, milliseconds });
+    if (got !== null)
+      error = Math.max(...Object.entries(got).map(([name, values]) => largestError(values, want[name])));
+    results.push({ kernel: kernel.name, title, ok: error <= TOLERANCE, error, failure, milliseconds });
   }
   return results;
 }

@@ -73,7 +73,14 @@ export async function* streamJobs<T>(
     for (;;) {
       if (signal?.aborted) return;
       if (waiting.length > 0 && (await paused(next))) yield* flush();
-      const step = await orAborted(next, signal);
+      let step: IteratorResult<Job<T>> | undefined;
+      try {
+        step = await orAborted(next, signal);
+      } catch (cause) {
+        // The source fails; what it gave before is answered first.
+        yield* flush();
+        throw cause;
+      }
       if (step === undefined || signal?.aborted) return;
       if (step.done) break;
       const job = step.value;
@@ -97,7 +104,11 @@ async function paused(next: Promise<unknown>): Promise<boolean> {
     timer = setTimeout(() => resolve(true), PAUSE_MS);
   });
   try {
-    return await Promise.race([next.then(() => false as const), pause]);
+    const settled = next.then(
+      () => false as const,
+      () => false as const,
+    );
+    return await Promise.race([settled, pause]);
   } finally {
     clearTimeout(timer);
   }

@@ -39,9 +39,9 @@ function prologue(variant: AttentionVariant, block: number): string {
   let begin = ${window > 0 ? `(max(span.w + 1u, ${window}u) - ${window}u) / ${block}u * ${block}u` : "0u"};`;
 }
 
-/** Row r sees the key at position t. */
-function sees(variant: AttentionVariant, r: number): string {
-  return variant.window > 0 ? `(t <= at${r} && t + ${variant.window}u > at${r})` : `(t <= at${r})`;
+/** Row r sees the key at position t, a WGSL expression. */
+function sees(variant: AttentionVariant, r: number, t = "t"): string {
+  return variant.window > 0 ? `(${t} <= at${r} && ${t} + ${variant.window}u > at${r})` : `(${t} <= at${r})`;
 }
 
 function keyRowFunction(variant: AttentionVariant): string {
@@ -153,7 +153,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     ${rows.map((r) => `let f${r} = exp(m${r} - n${r}); m${r} = n${r}; l${r} *= f${r}; ${columns.map((c) => `o${r}_${c} *= f${r};`).join(" ")}`).join("\n    ")}
     for (var j = 0u; j < ${PLAIN_LANES}u; j++) {
       let value = keyRow(min(t0 + j, end - 1u), span) + vHead;
-      ${rows.map((r) => `let z${r} = scores[${r * PLAIN_LANES}u + j]; let p${r} = select(0.0, exp(z${r} - n${r}), z${r} > ${LOWEST}); l${r} += p${r};`).join("\n      ")}
+      ${rows.map((r) => `let z${r} = scores[${r * PLAIN_LANES}u + j]; let p${r} = select(0.0, exp(z${r} - n${r}), ${sees(variant, r, "t0 + j")}); l${r} += p${r};`).join("\n      ")}
       ${columns.map((c) => `let v${c} = kv[value + ${column(c)}]; ${rows.map((r) => `o${r}_${c} = fma(p${r}, v${c}, o${r}_${c});`).join(" ")}`).join("\n      ")}
     }
   }

@@ -67,8 +67,8 @@ function matmulCase(variant: MatmulVariant, rows: number): KernelCase {
 
 function matmulCases(target: Target): KernelCase[] {
   const cases: KernelCase[] = [];
-  const subgroups = target.subgroupSize > 0 ? [target.subgroupSize, 0] : [0];
-  for (const subgroup of subgroups) {
+  // The tile's own size: it is 0 where the adapter's is wider than the tile.
+  for (const subgroup of new Set([matmulTile(target, "store", 1).subgroup, 0])) {
     const add = (rows: number, k: number, n: number, weight: WeightType, more: Partial<MatmulVariant> = {}) => {
       const epilogue = more.epilogue ?? "store";
       const variant = {

@@ -4,7 +4,7 @@ import { checkLength } from "../engine/hidden-states.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { StratumError } from "../errors.ts";
 import { assistantEnd, type ChatTemplate, DEFAULT_DATE } from "../weights/chat-template.ts";
-import { encodeList, truncate } from "../weights/prompt.ts";
+import { type EncodedList, encodeList, truncate } from "../weights/prompt.ts";
 import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
 import type { List } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
@@ -22,6 +22,9 @@ export interface EncodeOptions {
   /** Cut responses to the model's length; otherwise a longer one is an error. */
   readonly truncate?: boolean | undefined;
 }
+
+/** Lists in a row whose template ran away before it is given up. */
+const MAX_RUNAWAYS = 3;
 
 /** Encodes lists for one model. */
 export interface ListEncoder {
@@ -55,12 +58,31 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
     );
   }
   const endToken = pooling === "end" && template !== null ? assistantEnd(template, tokenizer).id : undefined;
+  let runaways = 0;
+  /** Renders and encodes; a template that ran away again and again is not tried any more: each time costs seconds. */
+  function encodeGuarded(list: List): EncodedList {
+    const responses = list.candidates.map(({ text }) => text);
+    if (runaways >= MAX_RUNAWAYS) {
+      throw new StratumError(
+        "template/too-expensive",
+        `the chat template ran away on ${MAX_RUNAWAYS} lists in a row and is not tried again`,
+        "repair the model's chat template",
+      );
+    }
+    try {
+      const encoded = encodeList({ tokenizer, template, messages: list.messages, system, responses, date, endToken });
+      runaways = 0;
+      return encoded;
+    } catch (thrown) {
+      runaways = thrown instanceof StratumError && thrown.code === "template/too-expensive" ? runaways + 1 : 0;
+      throw thrown;
+    }
+  }
   return {
     tokenizer,
     template,
     encode(list) {
-      const responses = list.candidates.map(({ text }) => text);
-      const encoded = encodeList({ tokenizer, template, messages: list.messages, system, responses, date, endToken });
+      const encoded = encodeGuarded(list);
       checkLength(
         encoded.prompt.length,
         maxPositions,
@@ -77,7 +99,8 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
           );
         }
         if (ids.length > maxPositions) {
-          if (!options.truncate || responseStart >= maxPositions) {
+          // Of the response something must be left, beside the end token where one is read.
+          if (!options.truncate || responseStart >= maxPositions - (endToken === undefined ? 0 : 1)) {
             throw new StratumError(
               "list/too-long",
               `candidate ${index} has ${ids.length} tokens with its prompt of ${encoded.prompt.length}; the model has ${maxPositions} positions`,

@@ -5,7 +5,14 @@ import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder } from "./encode.ts";
 import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
-import { type ErrorRecord, errorRecord, type RankingNotes, type RankingRecord, rankingRecord } from "./rankings.ts";
+import {
+  checkTopN,
+  type ErrorRecord,
+  errorRecord,
+  type RankingNotes,
+  type RankingRecord,
+  rankingRecord,
+} from "./rankings.ts";
 
 export interface RankOptions extends EncodeOptions {
   /** Layer whose states are compared; default the model's depth. */
@@ -53,20 +60,13 @@ export type EncodedLine =
   | { readonly line: ListLine; readonly encoded: EncodedGroup; readonly error: null }
   | { readonly line: ListLine; readonly encoded: null; readonly error: StratumError };
 
-/** So many lists in a row whose template ran away mean that the template is at fault, and cost ten seconds each. */
-const MAX_RUNAWAYS = 3;
-
-/**
- * Encodes lines one by one; what is wrong with a line stays with the line.
- * @throws {StratumError} `template/too-expensive` when it happens again and again
- */
+/** Encodes lines one by one; what is wrong with a line stays with the line. */
 export async function* encodeLines(
   lines: AsyncIterable<ListLine>,
   encoder: ListEncoder,
   budget: Pick<Runner, "maxBudget">,
   sharePrefix: boolean,
 ): AsyncGenerator<EncodedLine> {
-  let runaways = 0;
   for await (const line of lines) {
     if (line.kind === "error") {
       yield { line, encoded: null, error: line.error };
@@ -75,12 +75,9 @@ export async function* encodeLines(
     try {
       const encoded = encoder.encode(line.list);
       checkFits(encoded.group, budget, sharePrefix);
-      runaways = 0;
       yield { line, encoded, error: null };
     } catch (thrown) {
       if (!(thrown instanceof StratumError)) throw thrown;
-      runaways = thrown.code === "template/too-expensive" ? runaways + 1 : 0;
-      if (runaways === MAX_RUNAWAYS) throw thrown;
       yield { line, encoded: null, error: atLine(thrown, line.line) };
     }
   }
@@ -89,6 +86,7 @@ export async function* encodeLines(
 /** Prepares ranking: compiles kernels, allocates working buffers. @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...` */
 export async function createRanker(model: Model, options: RankOptions = {}): Promise<Ranker> {
   const { layer = model.depth, batchTokens, topN, returnDocuments, sharePrefix = true } = options;
+  checkTopN(topN);
   const encoder = await createListEncoder(model.files, options);
   const runner = await createRunner(model.loaded, { layers: [layer], output: "scores", batchTokens });
 
@@ -167,6 +165,17 @@ export async function rank(
     const list = parseList(record, String(i + 1));
     return { kind: "list", line: i + 1, id: list.id, list };
   });
+  const ids = new Set<string>();
+  for (const { id } of lines) {
+    if (ids.has(String(id))) {
+      throw new StratumError(
+        "list/duplicate-id",
+        `the id ${JSON.stringify(id)} is used twice`,
+        "give every list an id of its own",
+      );
+    }
+    ids.add(String(id));
+  }
   async function* source(): AsyncGenerator<ListLine> {
     yield* lines;
   }

@@ -58,9 +58,7 @@ const RESERVED: readonly string[] = ["id", "results", "error", "notes"];
  */
 export function rankingRecord(list: List, scores: ArrayLike<number>, options: RankingOptions = {}): RankingRecord {
   const { topN = list.candidates.length, returnDocuments = false } = options;
-  if (!Number.isInteger(topN) || topN < 1) {
-    throw new StratumError("usage/bad-top-n", `cannot keep the best ${topN}`, "give --top-n a positive whole number");
-  }
+  checkTopN(topN);
   if (scores.length !== list.candidates.length) {
     throw new StratumError(
       "state/score-count",
@@ -91,6 +89,12 @@ export function rankingRecord(list: List, scores: ArrayLike<number>, options: Ra
     ["results", results.slice(0, topN)],
     ...(Object.keys(options.notes ?? {}).length === 0 ? [] : [["notes", options.notes]]),
   ]) as RankingRecord;
+}
+
+/** @throws StratumError `usage/bad-top-n` unless it is undefined or a positive integer */
+export function checkTopN(topN: number | undefined): void {
+  if (topN === undefined || (Number.isInteger(topN) && topN >= 1)) return;
+  throw new StratumError("usage/bad-top-n", `cannot keep the best ${topN}`, "give --top-n a positive whole number");
 }
 
 /** The record that stands in a list's place when it cannot be ranked. */

@@ -1,5 +1,5 @@
 /** Files of hidden states: one safetensors file, or numbered parts with an index, and a line a sequence beside it. */
-import { readdir, rename, rm, stat, writeFile } from "node:fs/promises";
+import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, normalize } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import { createSafetensorsWriter, type SafetensorsWriter } from "../weights/safetensors-writer.ts";
@@ -22,7 +22,7 @@ export interface StatesWriter {
   add(sequence: ExtractedSequence): Promise<number>;
   /** Gives the files their names. @returns the paths written */
   finish(): Promise<readonly string[]>;
-  /** The work ended early: what there is stays, the last part whole but called `PATH.partial`. @returns the paths */
+  /** The work ended early: what there is stays, whole, under names that end in `.partial`. @returns the paths */
   leave(): Promise<readonly string[]>;
   /** Removes what was written and not finished. */
   abort(): Promise<void>;
@@ -56,26 +56,24 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
     const target = partPath(path, parts.length + 1);
     const bytes = writer.bodyBytes;
     await writer.finish(true);
-    await guarded(() => rename(`${path}.partial`, target));
+    await guarded(() => rename(`${path}.partial`, `${target}.partial`));
     parts.push({ path: target, sequences: inPart, bytes });
     inPart = 0;
   }
 
-  /** What an earlier run left under this name in another form (whole, or in more parts) would contradict the new files. */
-  async function removeStale(written: readonly string[]): Promise<void> {
-    const [head, tail] = partPath(basename(path), 0).split("00000");
-    const ours = (name: string) =>
-      name === basename(path) ||
-      name === `${basename(path)}.index.json` ||
-      (name.startsWith(head) &&
-        name.endsWith(tail) &&
-        /^\d{5}$/.test(name.slice(head.length, name.length - tail.length)));
-    await guarded(async () => {
-      for (const name of await readdir(dirname(path))) {
-        const found = join(dirname(path), name);
-        if (ours(name) && !written.includes(found)) await rm(found, { force: true });
-      }
-    });
+  /** The parts that an earlier run's index names; other files of the folder are none of ours. */
+  async function earlierParts(): Promise<string[]> {
+    try {
+      const index = JSON.parse(await readFile(`${path}.index.json`, "utf8")) as {
+        weight_map?: Record<string, unknown>;
+      };
+      const files = new Set(Object.values(index.weight_map ?? {}));
+      return [...files].flatMap((file) =>
+        typeof file === "string" && basename(file) === file ? [join(dirname(path), file)] : [],
+      );
+    } catch {
+      return [];
+    }
   }
 
   async function guarded<T>(step: () => Promise<T>): Promise<T> {
@@ -114,23 +112,28 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
       return i;
     },
     async finish() {
+      const earlier = await earlierParts();
+      const index = `${path}.index.json`;
       if (parts.length === 0) {
+        // An index of an earlier run would contradict the whole file.
+        await guarded(() => rm(index, { force: true }));
         await writer.finish();
-        await removeStale([path]);
+        await guarded(() => removeAll(earlier));
         return [path];
       }
       await endPart();
-      const index = `${path}.index.json`;
+      const written = parts.map((part) => part.path);
       await guarded(async () => {
         await writeFile(`${index}.partial`, indexText(parts));
+        await rm(index, { force: true });
+        for (const file of written) await rename(`${file}.partial`, file);
         await rename(`${index}.partial`, index);
+        await removeAll([path, ...earlier.filter((file) => !written.includes(file))]);
       });
-      const written = [...parts.map((part) => part.path), index];
-      await removeStale(written);
-      return written;
+      return [...written, index];
     },
     async leave() {
-      const whole = parts.map((part) => part.path);
+      const whole = parts.map((part) => `${part.path}.partial`);
       if (inPart === 0) {
         await writer.abort();
         return whole;
@@ -138,8 +141,15 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
       await writer.finish(true);
       return [...whole, `${path}.partial`];
     },
-    abort: () => writer.abort(),
+    async abort() {
+      await writer.abort();
+      await removeAll(parts.map((part) => `${part.path}.partial`));
+    },
   };
+}
+
+async function removeAll(files: readonly string[]): Promise<void> {
+  for (const file of files) await rm(file, { force: true });
 }
 
 /** The index of sharded checkpoints: which tensor lies in which part. */

@@ -97,13 +97,16 @@ it("an unknown name: an error with what was tried, and how to go on", async () =
   await expect(openAdapter("no such adapter")).rejects.toMatchObject({
     code: "adapter/none",
     kind: "environment",
-    message: expect.stringMatching(/--adapter no such adapter \(system: .*no such adapter/),
+    message: expect.stringMatching(/--adapter no such adapter \(system: .+\)/),
     fix: expect.stringContaining("--adapter auto"),
   });
 });
 
 it("the probe reports a failure and never throws", async () => {
-  expect(await probeSystem("no such adapter")).toMatchObject({ error: expect.stringContaining("no such adapter") });
+  // Where no driver is installed there is no adapter of any name.
+  expect(await probeSystem("no such adapter")).toMatchObject({
+    error: expect.stringMatching(/no such adapter|no adapter/),
+  });
 });
 
 describe.skipIf(!embeddedSupported())(`the embedded driver${NOT_HERE}`, () => {

@@ -28,7 +28,6 @@ function limitsOf(more: Partial<DeviceLimits> = {}): DeviceLimits {
     maxComputeInvocationsPerWorkgroup: 256,
     maxComputeWorkgroupSizeX: 256,
     maxComputeWorkgroupsPerDimension: 65535,
-    maxTextureDimension2D: 8192,
     ...more,
   };
 }
@@ -102,17 +101,19 @@ describe("weights", () => {
 });
 
 describe("the budget of a batch", () => {
+  const run = { taps: 1, output: "scores" } as const;
+
   it("is what was asked for, or a default that may grow, and never more than the limits allow", () => {
     const { spec } = files;
     // The widest row of the demo is its FFN's: 512 floats.
     const fitting = (rows: number) => limitsOf({ maxStorageBufferBindingSize: rows * 4 * 512 });
-    expect(batchBudget(spec, limitsOf())).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 32768 });
-    expect(batchBudget(spec, fitting(5000))).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 5000 });
-    expect(batchBudget(spec, fitting(100))).toEqual({ budget: 100, maxBudget: 100 });
-    expect(batchBudget(spec, limitsOf(), 8)).toEqual({ budget: 8, maxBudget: 8 });
-    expect(batchBudget(spec, fitting(100), 100)).toEqual({ budget: 100, maxBudget: 100 });
+    expect(batchBudget(spec, limitsOf(), run)).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 32768 });
+    expect(batchBudget(spec, fitting(5000), run)).toEqual({ budget: DEFAULT_BATCH_TOKENS, maxBudget: 5000 });
+    expect(batchBudget(spec, fitting(100), run)).toEqual({ budget: 100, maxBudget: 100 });
+    expect(batchBudget(spec, limitsOf(), { ...run, batchTokens: 8 })).toEqual({ budget: 8, maxBudget: 8 });
+    expect(batchBudget(spec, fitting(100), { ...run, batchTokens: 100 })).toEqual({ budget: 100, maxBudget: 100 });
     for (const tokens of [-1, 0, 7, 8.5, 101, Number.NaN])
-      expect(() => batchBudget(spec, fitting(100), tokens)).toThrow(
+      expect(() => batchBudget(spec, fitting(100), { ...run, batchTokens: tokens })).toThrow(
         expect.objectContaining({ code: "usage/batch-tokens", fix: expect.stringContaining("8 to 100") }),
       );
   });
@@ -121,12 +122,12 @@ describe("the budget of a batch", () => {
     const { spec } = files;
     const wide = { ...spec, config: { ...spec.config, hiddenSize: 16_384, heads: 128, headDim: 128, ffn: 53_248 } };
     const limits = limitsOf({ maxBufferSize: 2 ** 34, maxStorageBufferBindingSize: 2 ** 34 });
-    const { maxBudget } = batchBudget(wide, limits);
+    const { maxBudget } = batchBudget(wide, limits, run);
     expect(maxBudget).toBeGreaterThan(DEFAULT_BATCH_TOKENS);
     const held = (rows: number) => sumBytes([...planWorkspace(wide, { rows, taps: 1, output: "scores" }).values()]);
     expect(held(maxBudget)).toBeGreaterThan(1.9 * 2 ** 30);
     expect(held(maxBudget)).toBeLessThan(2.2 * 2 ** 30);
-    expect(batchBudget(wide, limits, 3 * maxBudget).maxBudget).toBe(3 * maxBudget);
+    expect(batchBudget(wide, limits, { ...run, batchTokens: 3 * maxBudget }).maxBudget).toBe(3 * maxBudget);
   });
 
   it("fits its plan, in every buffer, at the largest size that the limits allow", async () => {
@@ -134,14 +135,14 @@ describe("the budget of a batch", () => {
     for (const output of ["last", "all", "scores"] as const) {
       for (const rows of [8, 9, 100, 1000]) {
         const limits = limitsOf({ maxStorageBufferBindingSize: 4 * 512 * rows });
-        const { maxBudget } = batchBudget(spec, limits);
+        const { maxBudget } = batchBudget(spec, limits, { taps: 6, output });
         expect(maxBudget).toBe(rows);
         const plan = planWorkspace(spec, { rows: maxBudget, taps: 6, output });
         expect(() => checkPlan([...plan.values()], limits)).not.toThrow();
       }
     }
-    const run = { layers: [1, 2], output: "last", batchTokens: 1000 } as const;
-    const plan = await planRun(checkpoint, spec, run, limitsOf());
+    const wanted = { layers: [1, 2], output: "last", batchTokens: 1000 } as const;
+    const plan = await planRun(checkpoint, spec, wanted, limitsOf());
     expect(plan.bytes).toBe(plan.weights.bytes + sumBytes([...plan.workspace.values()]));
     expect(plan.rows).toBe(1000);
     expect(plan.weights.depth).toBe(2);

@@ -109,12 +109,41 @@ describe("parts", () => {
   });
 });
 
+describe("another form of the same name", () => {
+  it("is removed when the new one is whole; files that the index does not name stay", async () => {
+    const foreign = join(folder.path, "states-00042.safetensors");
+    await writeFile(foreign, "somebody else's");
+    const parted = await open({ partBytes: 60 });
+    for (let i = 0; i < 5; i++) await parted.add(sequence(i, 1));
+    await parted.finish();
+    const whole = await open();
+    await whole.add(sequence(0, 1));
+    expect(files()).toContain("states-00003.safetensors");
+    await whole.finish();
+    expect(files()).toEqual(["states-00042.safetensors", "states.safetensors"]);
+  });
+
+  it("is left alone by a run that ends early", async () => {
+    const parted = await open({ partBytes: 60 });
+    for (let i = 0; i < 5; i++) await parted.add(sequence(i, 1));
+    await parted.finish();
+    const before = readFileSync(join(folder.path, "states-00001.safetensors"));
+    const second = await open({ partBytes: 30 });
+    for (let i = 5; i < 8; i++) await second.add(sequence(i, 1));
+    await second.abort();
+    expect(files()).toEqual(
+      [1, 2, 3].map((n) => `states-0000${n}.safetensors`).concat("states.safetensors.index.json"),
+    );
+    expect(readFileSync(join(folder.path, "states-00001.safetensors"))).toEqual(before);
+  });
+});
+
 describe("an end before the end", () => {
   it("leaves whole files under other names, which can be read", async () => {
     await writeFile(path, "of an earlier run");
     const writer = await open({ partBytes: 60 });
     for (let i = 0; i < 3; i++) await writer.add(sequence(i, 1));
-    const part = join(folder.path, "states-00001.safetensors");
+    const part = join(folder.path, "states-00001.safetensors.partial");
     expect(await writer.leave()).toEqual([part, `${path}.partial`]);
     expect(readFileSync(path, "utf8")).toBe("of an earlier run");
     expect((await readBack(part, 1)).states).toEqual(sequence(1, 1).states);
