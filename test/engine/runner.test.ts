@@ -214,7 +214,12 @@ describe("a runner", () => {
   it("answers calls that overlap one after the other, as if they did not", async () => {
     await using model = await loadModel(engine, goldenModel("llama").directory, { layer: 1 });
     using runner = await createRunner(model.loaded, { layers: [1], output: "last", batchTokens: 64 });
-    const batches = [3, 9, 17].map((length) => packBatches([{ sequences: [ids(length)] }], { budget: 64 })[0]!);
+    const batches = [3, 9, 17].map(
+      (length) =>
+        packBatches([{ sequences: [Int32Array.from({ length }, (_, i) => (7 * i + length) % 250)] }], {
+          budget: 64,
+        })[0]!,
+    );
     const alone: Float32Array[] = [];
     for (const batch of batches) alone.push(await runner.lastStates(batch));
     expect(await Promise.all(batches.map((batch) => runner.lastStates(batch)))).toEqual(alone);
