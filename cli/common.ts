@@ -7,8 +7,9 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { type LoadModelOptions, loadModel, type Model } from "../engine/hidden-states.ts";
 import { createEngine, type Engine } from "../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
-import { planRun, type RunOutput, type RunPlan } from "../engine/plan.ts";
+import { DEFAULT_BATCH_TOKENS, planRun, type RunOutput, type RunPlan } from "../engine/plan.ts";
 import { messageOf, StratumError } from "../errors.ts";
+import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { formatBytes, formatCount } from "./format.ts";
 import { note, setQuiet } from "./terminal.ts";
 
@@ -29,6 +30,38 @@ export function addCommonOptions(command: Command, jsonHelp: string): Command {
     .option("--json", jsonHelp)
     .option("-q, --quiet", "nothing but errors on stderr")
     .hook("preAction", (_, action) => setQuiet(Boolean((action.opts() as CommonOptions).quiet)));
+}
+
+/** The flags of the commands that run lists through a model. */
+export interface RunFlags extends CommonOptions {
+  readonly model?: string;
+  readonly system?: string;
+  readonly truncate?: boolean;
+  readonly pooling: Pooling;
+  readonly date?: string;
+  readonly batchTokens?: number;
+  readonly sharePrefix: boolean;
+}
+
+/** Adds the options of {@link RunFlags}. */
+export function addRunOptions(command: Command, jsonHelp: string): Command {
+  command
+    .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
+    .option("--system <text>", "a system message before each list's own")
+    .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
+    .addOption(
+      new Option("--pooling <name>", "a response's state: its last token, or the token that ends an assistant's turn")
+        .choices(POOLINGS)
+        .default("last"),
+    )
+    .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
+    .option(
+      "--batch-tokens <n>",
+      `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer list)`,
+      positiveInteger,
+    )
+    .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
+  return addCommonOptions(command, jsonHelp);
 }
 
 /** A positive whole number. */

@@ -1,21 +1,17 @@
 /** `stratum extract`: hidden states into a safetensors file. */
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { resolveLayers } from "../engine/layers.ts";
-import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
-import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { createExtractor } from "../scorer/extract.ts";
 import { emptyFileError, readSequences } from "../scorer/lists.ts";
 import { createStatesWriter } from "../scorer/states-writer.ts";
 import {
-  addCommonOptions,
-  type CommonOptions,
-  calendarDate,
+  addRunOptions,
   countLines,
   loadPlanned,
   modelDirectory,
   packageVersion,
-  positiveInteger,
+  type RunFlags,
   withEngine,
   withModelFiles,
 } from "./common.ts";
@@ -23,18 +19,11 @@ import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal, warn } from "./terminal.ts";
 
-interface ExtractFlags extends CommonOptions {
-  readonly model?: string;
+interface ExtractFlags extends RunFlags {
   readonly layers: string;
   readonly tokens: "last" | "all";
   readonly output: string;
   readonly partSize: number;
-  readonly system?: string;
-  readonly truncate?: boolean;
-  readonly pooling: Pooling;
-  readonly date?: string;
-  readonly batchTokens?: number;
-  readonly sharePrefix: boolean;
 }
 
 const EXAMPLES = `
@@ -64,7 +53,6 @@ export function extractCommand(program: Command): void {
     .description("write hidden states of lists, texts or token ids to a safetensors file")
     .argument("[lines]", "JSONL file, or - for stdin", "-")
     .requiredOption("-o, --output <file>", "the safetensors file")
-    .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
     .option("-l, --layers <list>", "all, or layers separated by commas: numbers or percentages", "25%")
     .addOption(
       new Option("--tokens <which>", "states of every token, or of the last alone")
@@ -72,22 +60,8 @@ export function extractCommand(program: Command): void {
         .default("last"),
     )
     .option("--part-size <bytes>", "begin another numbered part past this size", byteSize, 4 * 1024 ** 3)
-    .option("--system <text>", "a system message before each list's own")
-    .option("--truncate", "cut sequences to the model's length (otherwise a longer one is an error)")
-    .addOption(
-      new Option("--pooling <name>", "end: append to candidates the token that ends an assistant's turn")
-        .choices(POOLINGS)
-        .default("last"),
-    )
-    .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
-    .option(
-      "--batch-tokens <n>",
-      `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer line)`,
-      positiveInteger,
-    )
-    .option("--no-share-prefix", "compute a list's prompt again for every candidate (same states, slower)")
     .addHelpText("after", EXAMPLES);
-  addCommonOptions(command, "a JSON summary as the last line on stderr").action(
+  addRunOptions(command, "a JSON summary as the last line on stderr").action(
     async (lines: string, flags: ExtractFlags) => {
       process.exitCode = await runExtract(lines, flags);
     },

@@ -1,21 +1,18 @@
 /** `stratum rank`: lists in, rankings out. */
-import { type Command, Option } from "commander";
+import type { Command } from "commander";
 import { resolveLayer } from "../engine/layers.ts";
-import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
-import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
 import {
-  addCommonOptions,
-  type CommonOptions,
-  calendarDate,
+  addRunOptions,
   countLines,
   loadPlanned,
   modelDirectory,
   planLine,
   positiveInteger,
+  type RunFlags,
   withEngine,
   withModelFiles,
 } from "./common.ts";
@@ -24,21 +21,14 @@ import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
 
-export interface RankFlags extends CommonOptions {
-  readonly model?: string;
+interface RankFlags extends RunFlags {
   readonly layer: string;
   readonly scorer: string;
   readonly output?: string;
   readonly instruction?: string;
   readonly candidate?: string[];
-  readonly system?: string;
   readonly topN?: number;
   readonly returnDocuments?: boolean;
-  readonly truncate?: boolean;
-  readonly pooling: Pooling;
-  readonly date?: string;
-  readonly batchTokens?: number;
-  readonly sharePrefix: boolean;
   readonly dryRun?: boolean;
 }
 
@@ -59,7 +49,6 @@ export function rankCommand(program: Command): void {
     .command("rank")
     .description("rank candidate responses by the hidden states of a middle layer")
     .argument("[lists]", "JSONL file of lists, or - for stdin")
-    .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
     .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "25%")
     .option("--scorer <name>", "cosine: between the instruction's state and each response's", "cosine")
     .option("-o, --output <file>", "write rankings there instead of stdout")
@@ -68,30 +57,15 @@ export function rankCommand(program: Command): void {
       ...all,
       text,
     ])
-    .option("--system <text>", "a system message before each list's own")
     .option("--top-n <n>", "keep the best n of each list", positiveInteger)
     .option("--return-documents", "put the candidates into the results")
-    .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
-    .addOption(
-      new Option("--pooling <name>", "the response's state: its last token, or the token that ends an assistant's turn")
-        .choices(POOLINGS)
-        .default("last"),
-    )
-    .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
-    .option(
-      "--batch-tokens <n>",
-      `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer list)`,
-      positiveInteger,
-    )
-    .option("--no-share-prefix", "compute the prompt again for every candidate (same scores, slower)")
     .option("--dry-run", "say what it would take: tokens, time, memory")
     .addHelpText("after", EXAMPLES);
-  addCommonOptions(
-    command,
-    "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)",
-  ).action(async (lists: string | undefined, flags: RankFlags) => {
-    process.exitCode = await runRank(lists, flags);
-  });
+  addRunOptions(command, "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)").action(
+    async (lists: string | undefined, flags: RankFlags) => {
+      process.exitCode = await runRank(lists, flags);
+    },
+  );
 }
 
 /** The lines to rank: of a file, of stdin, or the one that the flags spell. */
@@ -132,7 +106,7 @@ async function listSource(
 }
 
 /** Runs the command. @returns the exit code */
-export async function runRank(path: string | undefined, flags: RankFlags): Promise<number> {
+async function runRank(path: string | undefined, flags: RankFlags): Promise<number> {
   if (flags.scorer !== "cosine") {
     throw new StratumError("usage/scorer", `there is no scorer '${flags.scorer}'`, "use --scorer cosine");
   }

@@ -4,10 +4,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
+import type { ListSource } from "../../scorer/json-lines.ts";
 import {
   emptyFileError,
   type ListLine,
-  type ListSource,
   type ReadOptions,
   readLists,
   readSequences,
