@@ -168,6 +168,8 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
           layers,
           adapter: engine.device.info.name,
           gpu_bytes: extractor.runner.bytes,
+          gpu_live_bytes: engine.device.liveBytes,
+          read_bytes: files.checkpoint.log.bytes,
           written,
           stopped: stopped !== undefined,
         };

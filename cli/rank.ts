@@ -175,6 +175,8 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           scorer: flags.scorer,
           adapter: engine.device.info.name,
           gpu_bytes: runner.bytes,
+          gpu_live_bytes: engine.device.liveBytes,
+          read_bytes: files.checkpoint.log.bytes,
           output: flags.output ?? null,
           stopped: stopped !== undefined,
         };
