@@ -126,7 +126,7 @@ export async function batchStates(
   const results = batch.sequences.map(({ group, index, length }) => ({
     group,
     index,
-    states: new Float32Array(taps * length * d),
+    states: hostFloats(taps * length * d),
   }));
   await runner.allStates(batch, (layer, rows) => {
     const tap = runner.layers.indexOf(layer);
@@ -138,6 +138,20 @@ export async function batchStates(
     }
   });
   return results;
+}
+
+/** @throws {StratumError} `memory/host` where the process cannot hold so many */
+function hostFloats(count: number): Float32Array<ArrayBuffer> {
+  try {
+    return new Float32Array(count);
+  } catch (cause) {
+    throw new StratumError(
+      "memory/host",
+      `the states of one sequence need ${4 * count} bytes of host memory`,
+      "ask for fewer layers at a time, or for --tokens last",
+      cause,
+    );
+  }
 }
 
 /**
