@@ -114,6 +114,14 @@ export interface RowSet {
   readonly tileCount: number;
 }
 
+/** How much of a batch one dispatch takes. */
+export interface DispatchSteps {
+  /** Rows of a matmul, a multiple of its row tile. */
+  readonly rows: number;
+  /** Tiles of attention. */
+  readonly tiles: number;
+}
+
 /** Records blocks of one model into a compute pass. */
 export function recordBlock(
   model: LoadedModel,
@@ -124,11 +132,24 @@ export function recordBlock(
   block: BlockWeights,
   all: RowSet,
   readOut: RowSet | null,
+  steps: DispatchSteps,
 ): void {
   const { device } = model.engine;
   const { x, normed, query, kv, attended, ffn, ropeTable } = workspace;
   const run = (pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>, rows: number) =>
     dispatch(device, pass, pipeline, { ...bound, params: params(rows) }, rows);
+  /** What may take long goes in several dispatches; a row's sums are its own, so the cut changes no bit. */
+  const runInSteps = (
+    pipeline: Pipeline,
+    bound: Readonly<Record<string, BoundBuffer>>,
+    count: number,
+    step: number,
+  ): void => {
+    for (let first = 0; first < count; first += step) {
+      const end = Math.min(first + step, count);
+      dispatch(device, pass, pipeline, { ...bound, params: params(end, first) }, end - first);
+    }
+  };
   const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number) => {
     const matrix = block.matrices[role];
     for (const [part, { buffer, n0, n }] of matrix.parts.entries()) {
@@ -142,7 +163,7 @@ export function recordBlock(
               upBias: slice(block.matrices.up.bias),
             }
           : { weight: buffer, bias: slice(matrix.bias) };
-      run(kernels.matmul(role, matrix, part), { x: input, ...definedOnly(weights), out }, rows);
+      runInSteps(kernels.matmul(role, matrix, part), { x: input, ...definedOnly(weights), out }, rows, steps.rows);
     }
   };
 
@@ -160,12 +181,11 @@ export function recordBlock(
   }
   multiply("query", normed, query, some.rows);
   run(kernels.ropeQuery, { x: query, spans: some.spans, table: ropeTable }, some.rows);
-  dispatch(
-    device,
-    pass,
+  runInSteps(
     kernels.attention,
-    { q: query, kv, spans: some.spans, tiles: some.tiles, out: attended, params: params(some.tileCount) },
+    { q: query, kv, spans: some.spans, tiles: some.tiles, out: attended },
     some.tileCount,
+    steps.tiles,
   );
   multiply("attentionOut", attended, stream, some.rows);
   run(kernels.norm, { x: stream, weight: block.ffnNorm, out: normed }, some.rows);

@@ -27,6 +27,8 @@ export interface Engine extends Disposable {
   readonly pipelines: Pipelines;
   /** What the kernels' default variants depend on. */
   readonly target: Target;
+  /** Operations of one dispatch, at most; default `DISPATCH_FLOPS`. */
+  readonly dispatchFlops?: number;
 }
 
 /**

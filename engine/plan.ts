@@ -6,6 +6,7 @@ import { StratumError } from "../errors.ts";
 import type { WeightType } from "../kernels/kernel.ts";
 import { weightRowWords } from "../kernels/weight-load.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
+import type { DecoderConfig } from "../weights/config.ts";
 import { type BufferUse, bufferBytes, type DeviceLimits } from "./device.ts";
 import type { BlockSpec, MatrixSpec, ModelSpec } from "./family.ts";
 
@@ -179,6 +180,8 @@ export interface WorkspaceSize {
   /** Layers that are tapped, K. */
   readonly taps: number;
   readonly output: RunOutput;
+  /** See {@link DISPATCH_FLOPS}, the default. */
+  readonly dispatchFlops?: number;
 }
 
 /**
@@ -187,9 +190,34 @@ export interface WorkspaceSize {
  */
 export const MIN_SEQUENCE_ROWS = 8;
 
-/** Distinct (rows, offset) pairs that one batch may dispatch; a slot each in the params buffer. */
-export function paramSlots(taps: number): number {
-  return 8 + taps;
+/**
+ * Operations that one dispatch costs at most: a driver's watchdog ends what takes seconds, and an integrated GPU does
+ * some 10^12 a second.
+ */
+export const DISPATCH_FLOPS = 5e10;
+
+/** Rows of one dispatch of the widest matmul, a multiple of every row tile. */
+export function rowsPerDispatch({ hiddenSize, heads, headDim, ffn }: DecoderConfig, dispatchFlops: number): number {
+  const rows = Math.floor(dispatchFlops / (2 * hiddenSize * Math.max(2 * ffn, heads * headDim)));
+  return Math.max(ROW_STEP, rows - (rows % ROW_STEP));
+}
+const ROW_STEP = 64;
+
+/** Attention tiles of one dispatch, where the longest sequence has `keys` positions. */
+export function tilesPerDispatch({ heads, headDim }: DecoderConfig, keys: number, dispatchFlops: number): number {
+  return Math.max(MIN_TILES, Math.floor(dispatchFlops / (4 * MAX_TILE_ROWS * keys * heads * headDim)));
+}
+const MIN_TILES = 16;
+const MAX_TILE_ROWS = 8;
+
+/** Distinct (rows, offset) pairs that one batch may dispatch, at most; a slot each in the params buffer. */
+export function paramSlots(
+  config: DecoderConfig,
+  { rows, taps, dispatchFlops = DISPATCH_FLOPS }: Omit<WorkspaceSize, "output">,
+): number {
+  const matmuls = 2 * Math.ceil(rows / rowsPerDispatch(config, dispatchFlops));
+  const attentions = 2 * Math.ceil(rows / tilesPerDispatch(config, rows, dispatchFlops));
+  return 8 + taps + matmuls + attentions;
 }
 
 /** WebGPU lets a binding begin at multiples of this at the least. */
@@ -224,7 +252,8 @@ export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedBuffer>;
  * Plans the working buffers of a batch. With `all`, states are read back layer by layer out of `x`; else the read-out
  * rows of all tapped layers stay on the GPU together.
  */
-export function planWorkspace(spec: ModelSpec, { rows, taps, output }: WorkspaceSize): WorkspacePlan {
+export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePlan {
+  const { rows, taps, output } = size;
   const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
   const read = output === "all" ? 0 : Math.ceil(rows / MIN_SEQUENCE_ROWS);
   const pairs = output === "scores" ? read : 0;
@@ -247,7 +276,7 @@ export function planWorkspace(spec: ModelSpec, { rows, taps, output }: Workspace
     states,
     pairs: pairs * 2,
     scores: pairs * 2,
-    params: (paramSlots(taps) * PARAM_SLOT_BYTES) / 4,
+    params: (paramSlots(spec.config, size) * PARAM_SLOT_BYTES) / 4,
     staging,
   };
   const use = (name: WorkspaceName): BufferUse =>

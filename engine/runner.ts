@@ -6,6 +6,7 @@ import { ropeFrequencies } from "../weights/rope-frequencies.ts";
 import { type Batch, rowOf } from "./batch.ts";
 import type { DeviceBuffer } from "./device.ts";
 import {
+  type DispatchSteps,
   type ForwardKernels,
   forwardKernels,
   type Params,
@@ -18,12 +19,15 @@ import { dispatch, type Pipeline } from "./pipelines.ts";
 import {
   batchBudget,
   checkPlan,
+  DISPATCH_FLOPS,
   PARAM_SLOT_BYTES,
   type PlannedBuffer,
   paramSlots,
   planWorkspace,
   type RunOutput,
+  rowsPerDispatch,
   sumBytes,
+  tilesPerDispatch,
   type WorkspaceName,
 } from "./plan.ts";
 
@@ -89,13 +93,15 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   let plan: readonly PlannedBuffer[] = [];
   let workspace = {} as Workspace;
 
+  const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
+  const size = { taps: layers.length, dispatchFlops };
   const release = () => {
     for (const buffer of Object.values(workspace)) buffer.destroy();
     workspace = {} as Workspace;
     plan = [];
   };
   const allocate = (rows: number) => {
-    const planned = planWorkspace(spec, { rows, taps: layers.length, output });
+    const planned = planWorkspace(spec, { ...size, rows, output });
     checkPlan([...planned.values()], device.info.limits);
     // The old buffers first: both together may be more than there is.
     release();
@@ -144,7 +150,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   }
 
   /** Uploads a batch and gives the uniforms of its dispatches. */
-  async function begin(batch: Batch): Promise<{ params: Params; all: RowSet; rows: number }> {
+  async function begin(batch: Batch): Promise<{ params: Params; all: RowSet; rows: number; steps: DispatchSteps }> {
     const rows = batch.ids.length;
     if (rows > budget)
       throw new StratumError(
@@ -162,7 +168,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       let slot = slots.get(key);
       if (slot === undefined) {
         slot = slots.size;
-        if (slot >= paramSlots(layers.length))
+        if (slot >= paramSlots(spec.config, { ...size, rows: budget }))
           throw new StratumError(
             "kernel/params",
             `more than ${slot} distinct dispatch sizes in a batch`,
@@ -173,12 +179,23 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       }
       return { buffer: workspace.params, offset: slot * PARAM_SLOT_BYTES, size: 16 };
     };
-    return { params, rows, all: { rows, spans: workspace.spans, tiles: workspace.tiles, tileCount: tiles.length / 2 } };
+    let keys = 1;
+    for (let row = 0; row < rows; row++) keys = Math.max(keys, batch.spans[row * 4 + 3] + 1);
+    const steps: DispatchSteps = {
+      rows: rowsPerDispatch(spec.config, dispatchFlops),
+      tiles: tilesPerDispatch(spec.config, keys, dispatchFlops),
+    };
+    return {
+      params,
+      rows,
+      steps,
+      all: { rows, spans: workspace.spans, tiles: workspace.tiles, tileCount: tiles.length / 2 },
+    };
   }
 
   /** Runs a batch to the deepest layer and leaves the read-out rows (K, S, D) in `states`. */
   async function runToStates(batch: Batch): Promise<{ params: Params; count: number }> {
-    const { params, all } = await begin(batch);
+    const { params, all, steps } = await begin(batch);
     const { sequences } = batch;
     const count = sequences.length;
     const lastRows = sequences.map((sequence) => rowOf(sequence, sequence.length - 1));
@@ -195,7 +212,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       const pruned = layer === deepest && layer > 0;
       const pass = encoder.beginComputePass();
       if (layer > 0)
-        recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, pruned ? readOut : null);
+        recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, pruned ? readOut : null, steps);
       const tap = layers.indexOf(layer);
       if (tap >= 0 && !pruned) {
         dispatch(
@@ -243,12 +260,12 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       }),
     allStates: (batch, onLayer) =>
       inTurn("all", async () => {
-        const { params, all, rows } = await begin(batch);
+        const { params, all, rows, steps } = await begin(batch);
         for (let layer = 0; layer <= deepest; layer++) {
           if (layer > 0) {
             const encoder = device.gpu.createCommandEncoder();
             const pass = encoder.beginComputePass();
-            recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, null);
+            recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, null, steps);
             pass.end();
             device.submit(encoder);
           }

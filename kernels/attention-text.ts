@@ -29,7 +29,7 @@ export function attentionText(variant: AttentionVariant): string {
 function prologue(variant: AttentionVariant, block: number): string {
   const { heads, kvHeads, headDim, window, tileRows } = variant;
   const rows = range(tileRows);
-  return `let tile = tiles[group.x];
+  return `let tile = tiles[params.offset + group.x];
   let head = group.y;
   let span = spans[tile.x];
   let kHead = (head * ${kvHeads}u / ${heads}u) * ${headDim}u;

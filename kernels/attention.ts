@@ -38,7 +38,10 @@ const BINDINGS: readonly Binding[] = [
   PARAMS,
 ];
 
-/** The kernel of a variant. Rows: tiles, each (first query row, number of rows <= tileRows). */
+/**
+ * The kernel of a variant. Rows: tiles, each (first query row, number of rows <= tileRows); `params.offset`: the first
+ * tile of this dispatch.
+ */
 export function attention(variant: AttentionVariant): Kernel {
   const { heads, subgroup } = variant;
   const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}

@@ -42,13 +42,13 @@ function weights(random: () => number, weight: WeightType, n: number, k: number)
   return Uint32Array.from({ length: words }, () => (half() | (half() << 16)) >>> 0);
 }
 
-function matmulCase(variant: MatmulVariant, rows: number): KernelCase {
+function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCase {
   const { k, n, weight, epilogue, bias, outStride } = variant;
   return {
-    title: `${rows} x ${k} x ${n} ${weight} ${epilogue}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}`,
+    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}`,
     kernel: matmul(variant),
     rows,
-    offset: 0,
+    offset,
     buffers: () => {
       const random = seededRandom(rows * 7919 + k * 31 + n);
       const names = epilogue === "swiglu" ? ["gate", "up"] : ["weight"];
@@ -61,7 +61,7 @@ function matmulCase(variant: MatmulVariant, rows: number): KernelCase {
         out: floats(random, rows * outStride),
       };
     },
-    twin: (buffers) => matmulTwin(variant, buffers, rows),
+    twin: (buffers) => matmulTwin(variant, buffers, rows, offset),
   };
 }
 
@@ -94,6 +94,17 @@ function matmulCases(target: Target): KernelCase[] {
         add(11, 96, 130, weight, { epilogue, bias: weight !== "f32" });
     }
     add(10, 64, 70, "bf16", { outStride: 200, outOffset: 101, epilogue: "swiglu" });
+    // The rows of a split dispatch: the others are left as they are.
+    const whole = {
+      k: 40,
+      n: 65,
+      weight: "bf16",
+      epilogue: "store",
+      bias: false,
+      outStride: 65,
+      outOffset: 0,
+    } as const;
+    cases.push(matmulCase({ ...whole, ...matmulTile(target, "store", 65), subgroup }, 61, 24));
     for (const [tileRows, tileCols] of [
       [1, 1],
       [4, 4],

@@ -51,7 +51,10 @@ export function declareBindings(bindings: readonly Binding[]): string {
     .join("\n");
 }
 
-/** Sizes that a dispatch sets: 16 bytes in a uniform. `rows`: rows of output; `offset`: kernel-specific. */
+/**
+ * Sizes that a dispatch sets: 16 bytes in a uniform. `rows`: the end of the rows that are computed; `offset`: where they
+ * begin (matmul, attention), or where the output does (rowGather).
+ */
 export const PARAMS: Binding = { name: "params", access: "uniform", type: "Params", shape: ["2"] };
 export const PARAMS_STRUCT = "struct Params { rows: u32, offset: u32, pad0: u32, pad1: u32 }";
 export const PARAMS_BYTES = 16;

@@ -124,7 +124,7 @@ function storeText(variant: MatmulVariant, r: number, c: number): string {
  */
 const BLOCK = 256;
 
-/** The kernel of a variant. Rows: T. */
+/** The kernel of a variant. Rows: T; `params.offset`: the first row of this dispatch, `params.rows`: the end of its rows. */
 export function matmul(variant: MatmulVariant): Kernel {
   const { k, n, weight, tileRows, tileCols, lanes, subgroup } = variant;
   const names = weightNames(variant);
@@ -144,7 +144,7 @@ ${declareBindings(bindings)}
 ${unpackFunctions(weight)}
 @compute @workgroup_size(${lanes})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32${subgroup > 0 ? ", @builtin(subgroup_invocation_id) lane: u32" : ""}) {
-  let row0 = group.y * ${tileRows}u;
+  let row0 = params.offset + group.y * ${tileRows}u;
   let last = params.rows - 1u;
   ${rows.map((r) => `let x${r} = min(row0 + ${r}u, last) * ${k}u;`).join("\n  ")}
   ${cols.map((c) => `let n${c} = group.x * ${lanes * tileCols}u + ${c * lanes}u + local;\n  let w${c} = min(n${c}, ${n - 1}u) * ${words(k)}u;`).join("\n  ")}
@@ -196,11 +196,16 @@ export function matmulTile(
 }
 
 /** CPU twin of `matmul`: same bindings, same order of summation, sums in float64. */
-export function matmulTwin(variant: MatmulVariant, buffers: Readonly<Record<string, TwinBuffer>>, rows: number): void {
+export function matmulTwin(
+  variant: MatmulVariant,
+  buffers: Readonly<Record<string, TwinBuffer>>,
+  rows: number,
+  offset = 0,
+): void {
   const { k, n, weight, epilogue, bias, outStride, outOffset } = variant;
   const words = weightRowWords(weight, k);
   const { x, out } = buffers;
-  for (let t = 0; t < rows; t++) {
+  for (let t = offset; t < rows; t++) {
     for (let col = 0; col < n; col++) {
       const sums = weightNames(variant).map((name) => {
         let sum = 0;

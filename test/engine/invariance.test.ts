@@ -130,6 +130,20 @@ describe.each([
     }
   });
 
+  it("in dispatches of 64 rows and 16 attention tiles: as in one", async () => {
+    const cut: LoadedModel = { ...model, engine: { ...engine, dispatchFlops: 1 } };
+    const [batch] = packBatches(groups, { budget: 512 });
+    // More than two steps of each kind.
+    expect(batch.ids.length).toBeGreaterThan(128);
+    using runner = await createRunner(cut, { layers, output: "last", batchTokens: 512 });
+    const states = await lastStatesOf(runner, [batch]);
+    const same = new Map([...states.keys()].map((name) => [name, expected.get(name)!]));
+    expect(differences(states, same)).toEqual([]);
+    using all = await createRunner(cut, { layers, output: "all", batchTokens: 512 });
+    using whole = await createRunner(model, { layers, output: "all", batchTokens: 512 });
+    expect(differences(await allStatesOf(all, [batch]), await allStatesOf(whole, [batch]))).toEqual([]);
+  });
+
   it("all tokens: shared and packed as alone, and the last of them as the pruned block gives it", async () => {
     using runner = await createRunner(model, { layers, output: "all", batchTokens: 512 });
     const lone = await allStatesOf(runner, alone(groups));

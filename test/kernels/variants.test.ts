@@ -93,9 +93,8 @@ describe("descriptions", () => {
       }));
       expect(declarations(kernel.wgsl)).toEqual(described);
       const body = kernel.wgsl.slice(kernel.wgsl.indexOf("@compute"));
-      // Attention takes its tiles from the grid alone: the one kernel whose row count is not checked in the text.
       const unused = described.filter(({ name }) => !new RegExp(`\\b${name}\\b`).test(body)).map(({ name }) => name);
-      expect([title, unused]).toEqual([title, kernel.name === "attention" ? ["params"] : []]);
+      expect([title, unused]).toEqual([title, []]);
     }
   });
 
