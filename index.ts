@@ -54,6 +54,7 @@ export {
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";
 export { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 export { type DecoderConfig, readModelConfig } from "./weights/config.ts";
+export { decodeFloats, encodeFloats } from "./weights/floats.ts";
 export { openSafetensors, type SafetensorsFile } from "./weights/safetensors.ts";
 export {
   createSafetensorsWriter,

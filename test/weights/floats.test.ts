@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
+import { seededRandom } from "../../kernels/random.ts";
 import { decodeFloats, encodeFloats, f16ToF32Bits, f32ToBf16Bits, f32ToF16Bits } from "../../weights/floats.ts";
 
 const word = new DataView(new ArrayBuffer(4));
@@ -23,15 +24,10 @@ function halfByDefinition(half: number): number {
   return sign * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
 }
 
-/** A seeded generator of 32-bit words (mulberry32). */
+/** A seeded generator of 32-bit words. */
 function words(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return (t ^ (t >>> 14)) >>> 0;
-  };
+  const random = seededRandom(seed);
+  return () => random() * 2 ** 32;
 }
 
 /** The nearest of the sorted finite values and the overflow bound, ties to the even encoding: by search, not by bits. */

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
+import { seededRandom } from "../../kernels/random.ts";
 import { findJsonFault } from "../../weights/json.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { parseSafetensorsHeader, type SafetensorsHeader, tensorBytes } from "../../weights/safetensors-header.ts";
@@ -186,15 +187,10 @@ describe("headers at fault", () => {
   });
 });
 
-/** A seeded generator of integers below a bound (mulberry32). */
+/** A seeded generator of integers below a bound. */
 function dice(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
+  const random = seededRandom(seed);
+  return (below) => (random() * 2 ** 32) % below;
 }
 
 const SEEDS = [
