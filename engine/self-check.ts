@@ -1,7 +1,8 @@
 /** The device's own word is not enough: one case of every kernel, dispatched, read back and compared with its CPU twin. */
 
 import { messageOf } from "../errors.ts";
-import { type KernelCase, kernelCases } from "../kernels/cases.ts";
+import type { KernelCase } from "../kernels/case.ts";
+import { kernelCases } from "../kernels/cases.ts";
 import type { TwinBuffer } from "../kernels/kernel.ts";
 import { matmulTile } from "../kernels/matmul.ts";
 import type { Engine } from "./model.ts";

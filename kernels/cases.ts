@@ -4,31 +4,15 @@
  * and in its variants with and without subgroups.
  */
 import { type AttentionVariant, attention, attentionTiles, attentionTwin } from "./attention.ts";
+import { floats, type KernelCase } from "./case.ts";
 import { type CosineVariant, cosine, cosineTwin } from "./cosine.ts";
-import type { Kernel, Target, TwinBuffer, WeightType } from "./kernel.ts";
+import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
 import { type MatmulVariant, matmul, matmulTile, matmulTwin } from "./matmul.ts";
 import { seededRandom } from "./random.ts";
 import { type RmsNormVariant, rmsNorm, rmsNormTwin } from "./rms-norm.ts";
 import { type RopeVariant, rope, ropeTwin } from "./rope.ts";
 import { type RowGatherVariant, rowGather, rowGatherTwin } from "./row-gather.ts";
 import { weightRowWords } from "./weight-load.ts";
-
-export interface KernelCase {
-  readonly title: string;
-  readonly kernel: Kernel;
-  /** Rows of the dispatch, and `params.offset`. */
-  readonly rows: number;
-  readonly offset: number;
-  /** Fresh buffers by binding name, the same at every call. */
-  readonly buffers: () => Record<string, TwinBuffer>;
-  /** Fills the writable buffers as the kernel should. */
-  readonly twin: (buffers: Readonly<Record<string, TwinBuffer>>) => void;
-}
-
-/** `count` numbers in [-scale, scale). */
-function floats(random: () => number, count: number, scale = 1): Float32Array {
-  return Float32Array.from({ length: count }, () => (random() * 2 - 1) * scale);
-}
 
 /** `n` rows of `k` weights in storage form; f16 rows hold subnormals too. */
 function weights(random: () => number, weight: WeightType, n: number, k: number): TwinBuffer {

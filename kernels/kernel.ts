@@ -38,8 +38,8 @@ export interface Target {
   readonly subgroupSize: number;
 }
 
-/** The buffers of a CPU twin, by binding name. */
-export type TwinBuffer = Float32Array | Uint32Array;
+/** The buffers of a CPU twin, by binding name. Float64 where a twin is differentiated numerically. */
+export type TwinBuffer = Float32Array | Float64Array | Uint32Array;
 
 /** `@group(0)` declarations for a list of bindings. */
 export function declareBindings(bindings: readonly Binding[]): string {

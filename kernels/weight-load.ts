@@ -1,4 +1,4 @@
-import type { WeightType } from "./kernel.ts";
+import type { TwinBuffer, WeightType } from "./kernel.ts";
 
 /** Words (u32 or f32) that a row of `k` weights takes. A packed row of odd length ends in half a word of padding. */
 export function weightRowWords(weight: WeightType, k: number): number {
@@ -34,7 +34,7 @@ fn highHalf(p: u32) -> f32 { return widen(p >> 16u); }`;
 }
 
 /** The CPU's way to the same value: weight `index` of a row that starts at word `start`. */
-export function weightAt(weight: WeightType, words: Float32Array | Uint32Array, start: number, index: number): number {
+export function weightAt(weight: WeightType, words: TwinBuffer, start: number, index: number): number {
   if (weight === "f32") return words[start + index];
   const word = words[start + (index >> 1)];
   const half = index & 1 ? word >>> 16 : word & 0xffff;
