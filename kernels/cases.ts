@@ -5,6 +5,7 @@
  */
 import { type AttentionVariant, attention, attentionTiles, attentionTwin } from "./attention.ts";
 import { floats, type KernelCase } from "./case.ts";
+import { scorerCases } from "./cases-scorer.ts";
 import { type CosineVariant, cosine, cosineTwin } from "./cosine.ts";
 import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
 import { type MatmulVariant, matmul, matmulTile, matmulTwin } from "./matmul.ts";
@@ -283,5 +284,6 @@ export function kernelCases(target: Target): KernelCase[] {
     ...rowGatherCases(),
     ...cosineCases(target),
     ...attentionCases(target),
+    ...scorerCases(target),
   ];
 }

@@ -9,6 +9,8 @@
  * - `subgroup` = 0: every lane loads the row values itself.
  * The sum runs over k in ascending order whatever the number of rows: a row's result does not depend on its company.
  *
+ * `transposed`: out[t, n] = sum_k x[t, k] w[k, n]; neighbouring lanes then load neighbouring weights.
+ *
  * Epilogues: `store`; `add` (out += result, the residual connection, in place); `swiglu` (two weights, gate and up:
  * out = silu(gate) * up).
  */
@@ -42,6 +44,8 @@ export interface MatmulVariant {
   readonly lanes: number;
   /** Subgroup size to broadcast in, 0 for none. A multiple of it must divide `lanes`. */
   readonly subgroup: number;
+  /** The weight is stored (K, N), f32: the product with a transpose, as the gradient of a layer's input needs it. */
+  readonly transposed?: true;
 }
 
 /** The weights' names: one, or gate and up. */
@@ -63,7 +67,7 @@ function bindingsOf(variant: MatmulVariant): Binding[] {
         name,
         access: "read",
         type: `array<${element}>`,
-        shape: ["N", element === "f32" ? "K" : "K/2"],
+        shape: variant.transposed ? ["K", "N"] : ["N", element === "f32" ? "K" : "K/2"],
       }),
     ),
     ...(variant.bias
@@ -76,7 +80,7 @@ function bindingsOf(variant: MatmulVariant): Binding[] {
 
 /** One step along k: `count` values from column `kx` of x and word `kw` of the weights, written out. */
 function stepText(variant: MatmulVariant, count: number): string {
-  const { tileRows, tileCols, subgroup, weight } = variant;
+  const { n, tileRows, tileCols, subgroup, weight, transposed } = variant;
   const names = weightNames(variant);
   const lines: string[] = [];
   const rows = range(tileRows);
@@ -94,7 +98,8 @@ function stepText(variant: MatmulVariant, count: number): string {
     else for (const r of rows) lines.push(`let b${r}_${u} = x[x${r} + kx + ${u}u];`);
     for (const [j, name] of names.entries()) {
       for (const c of range(tileCols)) {
-        if (weight === "f32") lines.push(`let w${j}_${c}_${u} = ${name}[w${c} + kw + ${u}u];`);
+        if (transposed) lines.push(`let w${j}_${c}_${u} = ${name}[w${c} + (kx + ${u}u) * ${n}u];`);
+        else if (weight === "f32") lines.push(`let w${j}_${c}_${u} = ${name}[w${c} + kw + ${u}u];`);
         else {
           if (u % 2 === 0) lines.push(`let p${j}_${c}_${u} = ${name}[w${c} + kw + ${u / 2}u];`);
           lines.push(`let w${j}_${c}_${u} = ${u % 2 === 0 ? "lowHalf" : "highHalf"}(p${j}_${c}_${u - (u % 2)});`);
@@ -126,7 +131,8 @@ const BLOCK = 256;
 
 /** The kernel of a variant. Rows: T; `params.offset`: the first row of this dispatch, `params.rows`: the end of its rows. */
 export function matmul(variant: MatmulVariant): Kernel {
-  const { k, n, weight, tileRows, tileCols, lanes, subgroup } = variant;
+  const { k, n, weight, tileRows, tileCols, lanes, subgroup, transposed } = variant;
+  if (transposed && weight !== "f32") throw new Error(`a transposed ${weight} weight has no kernel`);
   const names = weightNames(variant);
   const bindings = bindingsOf(variant);
   const step = subgroup > 0 ? Math.max(subgroup, 8) : 4;
@@ -147,7 +153,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   let row0 = params.offset + group.y * ${tileRows}u;
   let last = params.rows - 1u;
   ${rows.map((r) => `let x${r} = min(row0 + ${r}u, last) * ${k}u;`).join("\n  ")}
-  ${cols.map((c) => `let n${c} = group.x * ${lanes * tileCols}u + ${c * lanes}u + local;\n  let w${c} = min(n${c}, ${n - 1}u) * ${words(k)}u;`).join("\n  ")}
+  ${cols.map((c) => `let n${c} = group.x * ${lanes * tileCols}u + ${c * lanes}u + local;\n  let w${c} = min(n${c}, ${n - 1}u) * ${transposed ? 1 : words(k)}u;`).join("\n  ")}
   ${sums((s) => `var ${s} = 0.0;`)}
   ${blocked ? sums((s) => `var total_${s} = 0.0;`) : ""}
   for (var i0 = 0u; i0 < ${full}u; i0 += ${perBlock}u) {
@@ -202,19 +208,21 @@ export function matmulTwin(
   rows: number,
   offset = 0,
 ): void {
-  const { k, n, weight, epilogue, bias, outStride, outOffset } = variant;
+  const { k, n, weight, epilogue, bias, outStride, outOffset, transposed } = variant;
   const words = weightRowWords(weight, k);
   const { x, out } = buffers;
+  const at = (name: string, col: number, i: number) =>
+    transposed ? buffers[name][i * n + col] : weightAt(weight, buffers[name], col * words, i);
   for (let t = offset; t < rows; t++) {
     for (let col = 0; col < n; col++) {
       const sums = weightNames(variant).map((name) => {
         let sum = 0;
-        for (let i = 0; i < k; i++) sum += x[t * k + i] * weightAt(weight, buffers[name], col * words, i);
+        for (let i = 0; i < k; i++) sum += x[t * k + i] * at(name, col, i);
         return bias ? sum + buffers[biasName(name)][col] : sum;
       });
-      const at = t * outStride + outOffset + col;
-      if (epilogue === "swiglu") out[at] = (sums[0] / (1 + Math.exp(-sums[0]))) * sums[1];
-      else out[at] = epilogue === "add" ? out[at] + sums[0] : sums[0];
+      const place = t * outStride + outOffset + col;
+      if (epilogue === "swiglu") out[place] = (sums[0] / (1 + Math.exp(-sums[0]))) * sums[1];
+      else out[place] = epilogue === "add" ? out[place] + sums[0] : sums[0];
     }
   }
 }

@@ -5,15 +5,15 @@ const TREE_LANES = 64;
 export interface LaneSum {
   /** Lanes of the workgroup: with `subgroup` > 0 it is one subgroup, and the sum needs no barrier. */
   readonly lanes: number;
-  /** WGSL ahead of the entry point. */
+  /** WGSL ahead of the entry point; one for all sums of a type in a kernel. */
   readonly declarations: string;
-  /** WGSL that declares `total`, the sum of `value` over all lanes, from `lane`, the lane's index. */
+  /** WGSL that declares `name`, the sum of `value` over all lanes, from `lane`, the lane's index. */
   readonly text: string;
 }
 
-/** The sum of a variable of a WGSL type. */
-export function laneSum(subgroup: number, type: string, value: string): LaneSum {
-  if (subgroup > 0) return { lanes: subgroup, declarations: "", text: `let total = subgroupAdd(${value});` };
+/** The sum of a variable of a WGSL type; `name` tells several sums of one kernel apart. */
+export function laneSum(subgroup: number, type: string, value: string, name = "total"): LaneSum {
+  if (subgroup > 0) return { lanes: subgroup, declarations: "", text: `let ${name} = subgroupAdd(${value});` };
   return {
     lanes: TREE_LANES,
     declarations: `var<workgroup> partial: array<${type}, ${TREE_LANES}>;`,
@@ -23,6 +23,7 @@ export function laneSum(subgroup: number, type: string, value: string): LaneSum 
     if (lane < half) { partial[lane] += partial[lane + half]; }
   }
   workgroupBarrier();
-  let total = partial[0];`,
+  let ${name} = partial[0];
+  workgroupBarrier();`,
   };
 }

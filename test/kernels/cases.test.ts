@@ -22,13 +22,13 @@ function toleranceOf(kernel: Kernel) {
   return tolerance;
 }
 
-/** The writable binding of a case as floats. */
-function output(kernel: Kernel, buffers: Readonly<Record<string, TwinBuffer>>): Float32Array {
-  const [binding, ...others] = kernel.bindings.filter(({ access }) => access === "read_write");
-  expect(others).toEqual([]);
-  const buffer = buffers[binding.name];
-  expect(buffer).toBeInstanceOf(Float32Array);
-  return buffer as Float32Array;
+/** The writable bindings of a case as floats: words compare as numbers. */
+function outputs(kernel: Kernel, buffers: Readonly<Record<string, TwinBuffer>>): [name: string, Float32Array][] {
+  const written = kernel.bindings.filter(({ access }) => access === "read_write");
+  return written.map(({ name }) => {
+    const buffer = buffers[name];
+    return [name, buffer instanceof Float32Array ? buffer : Float32Array.from(buffer)];
+  });
 }
 
 describe.each([...new Set(cases.map(({ kernel }) => kernel.name))])("%s", (op) => {
@@ -38,23 +38,34 @@ describe.each([...new Set(cases.map(({ kernel }) => kernel.name))])("%s", (op) =
     const [given, expected, before] = [buffers(), buffers(), buffers()];
     twin(expected);
     const result = await runKernel(engine.device, engine.pipelines, kernel, given, rows, offset);
-    const [got, wanted, untouched] = [result, expected, before].map((set) => output(kernel, set));
+    const [got, wanted, untouched] = [result, expected, before].map((set) => outputs(kernel, set));
+    expect(wanted.length).toBeGreaterThan(0);
 
-    // The twin must have written numbers worth comparing: not the buffer as it was, nor zeros, nor mostly NaN.
-    const written = wanted.filter((value, i) => !Object.is(value, untouched[i]));
-    const telling = written.filter((value) => Number.isFinite(value) && value !== 0);
-    expect(telling.length).toBeGreaterThan(0);
-    expect(telling.length / written.length).toBeGreaterThan(0.7);
+    for (const [i, [name, values]] of wanted.entries()) {
+      // The twin must have written numbers worth comparing: not the buffer as it was, nor zeros, nor mostly NaN.
+      const written = values.filter((value, j) => !Object.is(value, untouched[i][1][j]));
+      const telling = written.filter((value) => Number.isFinite(value) && value !== 0);
+      expect([name, telling.length > 0]).toEqual([name, true]);
+      expect(telling.length / written.length).toBeGreaterThan(0.7);
 
-    expect(compareWithin(got, wanted, toleranceOf(kernel)).wrong).toEqual([]);
+      expect([name, compareWithin(got[i][1], values, toleranceOf(kernel)).wrong]).toEqual([name, []]);
+    }
   });
 });
 
 it("covers every op, every weight type, and both kinds of variant", () => {
   expect(new Set(cases.map(({ kernel }) => kernel.name))).toEqual(
-    new Set(["matmul", "rmsNorm", "rope", "rowGather", "cosine", "attention"]),
+    new Set([
+      ...["matmul", "rmsNorm", "rope", "rowGather", "cosine", "attention"],
+      ...["matmulWeightGrad", "columnSum", "layerNorm", "layerNormGrad", "gelu", "geluGrad"],
+      ...["listAttention", "listAttentionGrad", "listCosine", "listCosineGrad", "standardise", "canonicalOrder"],
+      ...["adamw", "squareSum", "stepStatus"],
+    ]),
   );
-  for (const op of ["matmul", "rmsNorm", "cosine", "attention"]) {
+  for (const op of [
+    ...["matmul", "rmsNorm", "cosine", "attention"],
+    ...["matmulWeightGrad", "layerNorm", "layerNormGrad", "listCosine", "squareSum"],
+  ]) {
     const kinds = new Set(cases.filter(({ kernel }) => kernel.name === op).map(({ kernel }) => kernel.subgroups));
     expect([op, kinds]).toEqual([op, new Set(engine.target.subgroupSize > 0 ? [true, false] : [false])]);
   }

@@ -37,6 +37,23 @@ export const TOLERANCES: Readonly<Record<string, Readonly<Partial<Record<WeightT
   rowGather: { f32: EXACT },
   cosine: { f32: BASE },
   attention: { f32: EXPONENTIAL },
+  matmulWeightGrad: { f32: LONG_SUM },
+  columnSum: { f32: LONG_SUM },
+  // Rows of mean 10 and deviation 0.8: centring cancels most of a value.
+  layerNorm: { f32: LONG_SUM },
+  layerNormGrad: { f32: LONG_SUM },
+  gelu: { f32: BASE },
+  geluGrad: { f32: BASE },
+  listAttention: { f32: EXPONENTIAL },
+  listAttentionGrad: { f32: EXPONENTIAL },
+  listCosine: { f32: BASE },
+  // For the instruction a sum over the list, in which the parts along its state cancel.
+  listCosineGrad: { f32: LONG_SUM },
+  standardise: { f32: BASE },
+  canonicalOrder: { f32: EXACT },
+  adamw: { f32: BASE },
+  squareSum: { f32: LONG_SUM },
+  stepStatus: { f32: BASE },
 };
 
 /**

@@ -1,0 +1,73 @@
+/**
+ * standardise: out[r, :] = (x[index[r], :] - mean[kind, :]) * scale[kind, :], kind 0 where row r opens its list (the
+ * instruction), else 1 (a response).
+ *
+ * One lane an element. Gathers on the way, so that rows come in the order that the scorer wants them.
+ */
+import {
+  type Binding,
+  declareBindings,
+  FLAT_BUILTINS,
+  FLAT_WORKGROUP,
+  flatGrid,
+  type Kernel,
+  kernelKey,
+  PARAMS,
+  PARAMS_STRUCT,
+  type TwinBuffer,
+} from "./kernel.ts";
+import { LIST_SPANS } from "./list-attention.ts";
+
+export interface StandardiseVariant {
+  /** Row length D. */
+  readonly d: number;
+}
+
+const LANES = 64;
+
+const BINDINGS: readonly Binding[] = [
+  { name: "x", access: "read", type: "array<f32>", shape: ["S", "D"] },
+  { name: "index", access: "read", type: "array<u32>", shape: ["R"] },
+  LIST_SPANS,
+  { name: "mean", access: "read", type: "array<f32>", shape: ["2", "D"] },
+  { name: "scale", access: "read", type: "array<f32>", shape: ["2", "D"] },
+  { name: "out", access: "read_write", type: "array<f32>", shape: ["R", "D"] },
+  PARAMS,
+];
+
+/** The kernel of a variant. Rows: R. */
+export function standardise(variant: StandardiseVariant): Kernel {
+  const { d } = variant;
+  const wgsl = `${PARAMS_STRUCT}
+${declareBindings(BINDINGS)}
+@compute @workgroup_size(${LANES})
+fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
+  let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
+  if (at >= params.rows * ${d}u) { return; }
+  let row = at / ${d}u;
+  let i = at % ${d}u;
+  let column = select(${d}u, 0u, spans[row].x == row) + i;
+  out[at] = (x[index[row] * ${d}u + i] - mean[column]) * scale[column];
+}
+`;
+  return {
+    name: "standardise",
+    key: kernelKey("standardise", variant),
+    wgsl,
+    bindings: BINDINGS,
+    subgroups: false,
+    grid: (rows) => flatGrid(Math.ceil((rows * d) / LANES)),
+  };
+}
+
+/** CPU twin of `standardise`. */
+export function standardiseTwin(
+  { d }: StandardiseVariant,
+  { x, index, spans, mean, scale, out }: Readonly<Record<string, TwinBuffer>>,
+  rows: number,
+): void {
+  for (let r = 0; r < rows; r++) {
+    const kind = spans[2 * r] === r ? 0 : d;
+    for (let i = 0; i < d; i++) out[r * d + i] = (x[index[r] * d + i] - mean[kind + i]) * scale[kind + i];
+  }
+}
