@@ -7,7 +7,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { type LoadModelOptions, loadModel, type Model } from "../engine/hidden-states.ts";
 import { createEngine, type Engine } from "../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
-import { DEFAULT_BATCH_TOKENS, planRun, type RunOutput, type RunPlan } from "../engine/plan.ts";
+import { DEFAULT_BATCH_TOKENS, planRun, type RunPlan, type RunRequest } from "../engine/plan.ts";
 import { messageOf, StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { formatBytes, formatCount } from "./format.ts";
@@ -50,7 +50,10 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
     .option("--system <text>", "a system message before each list's own")
     .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
     .addOption(
-      new Option("--pooling <name>", "a response's state: its last token, or the token that ends an assistant's turn")
+      new Option(
+        "--pooling <name>",
+        "a response's state: its last token's, the one of the token that ends a turn, or the mean of its tokens'",
+      )
         .choices(POOLINGS)
         .default("last"),
     )
@@ -116,12 +119,6 @@ export async function withEngine<T>(options: CommonOptions, use: (engine: Engine
 export async function withModelFiles<T>(directory: string, use: (files: ModelFiles) => Promise<T>): Promise<T> {
   await using files = await openModelFiles(directory);
   return await use(files);
-}
-
-export interface RunRequest {
-  readonly layers: readonly number[];
-  readonly output: RunOutput;
-  readonly batchTokens?: number | undefined;
 }
 
 /**

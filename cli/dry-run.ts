@@ -3,7 +3,7 @@ import { groupCost, packBatches, type SequenceGroup } from "../engine/batch.ts";
 import { batchFlops, measureRate } from "../engine/cost.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { batchBudget, planRun } from "../engine/plan.ts";
-import { createListEncoder } from "../scorer/encode.ts";
+import { createListEncoder, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
 import { encodeLines, type RankOptions } from "../scorer/rank.ts";
 import { type CommonOptions, withEngine } from "./common.ts";
@@ -28,9 +28,11 @@ export async function dryRun(
   const encoder = await createListEncoder(files, options);
   return await withEngine(flags, async ({ device, ...engine }) => {
     const { limits } = device.info;
+    const pooling = runPooling(options.pooling);
     let { budget, maxBudget } = batchBudget(files.spec, limits, {
       taps: 1,
       output: "scores",
+      pooling,
       batchTokens: options.batchTokens,
     });
     const sharePrefix = options.sharePrefix ?? true;
@@ -40,7 +42,7 @@ export async function dryRun(
       for (const batch of packBatches(groups, { budget, sharePrefix })) {
         counts.batches++;
         counts.rows += batch.ids.length;
-        counts.flops += batchFlops(files.spec.config, batch, layer);
+        counts.flops += batchFlops(files.spec.config, batch, layer, pooling);
       }
       groups = [];
     };
@@ -63,7 +65,7 @@ export async function dryRun(
     const plan = await planRun(
       files.checkpoint,
       files.spec,
-      { layers: [layer], output: "scores", batchTokens: budget },
+      { layers: [layer], output: "scores", pooling, batchTokens: budget },
       limits,
     );
     const rate = await measureRate({ device, ...engine }, files.spec.config);

@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { resolveLayers } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
+import { runPooling } from "../scorer/encode.ts";
 import { createExtractor } from "../scorer/extract.ts";
 import { emptyFileError, readSequences } from "../scorer/lists.ts";
 import { createStatesWriter } from "../scorer/states-writer.ts";
@@ -55,7 +56,7 @@ export function extractCommand(program: Command): void {
     .requiredOption("-o, --output <file>", "the safetensors file")
     .option("-l, --layers <list>", "all, or layers separated by commas: numbers or percentages", "25%")
     .addOption(
-      new Option("--tokens <which>", "states of every token, or of the last alone")
+      new Option("--tokens <which>", "states of every token, or of the last alone (a candidate's as --pooling says)")
         .choices(["last", "all"])
         .default("last"),
     )
@@ -90,7 +91,12 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
     const layers = resolveLayers(flags.layers, config.layers);
     const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix } = flags;
     return withEngine(flags, async (engine) => {
-      const model = await loadPlanned(engine, files, { layers, output: tokens, batchTokens });
+      const model = await loadPlanned(engine, files, {
+        layers,
+        output: tokens === "last" ? "pooled" : "all",
+        pooling: runPooling(pooling),
+        batchTokens,
+      });
       using extractor = await createExtractor(model, {
         layers,
         tokens,
@@ -101,7 +107,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
         batchTokens,
         sharePrefix,
       });
-      const metadata = { model: files.directory, layers: layers.join(","), tokens, version: packageVersion() };
+      const metadata = { model: files.directory, layers: layers.join(","), tokens, pooling, version: packageVersion() };
       const writer = await createStatesWriter(flags.output, {
         metadata,
         layers: layers.length,

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
+import { runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
@@ -134,7 +135,12 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
     let finished = false;
     try {
       const code = await withEngine(flags, async (engine) => {
-        const model = await loadPlanned(engine, files, { layers: [layer], output: "scores", batchTokens });
+        const model = await loadPlanned(engine, files, {
+          layers: [layer],
+          output: "scores",
+          pooling: runPooling(pooling),
+          batchTokens,
+        });
         using ranker = await createRanker(model, options);
         const { runner } = ranker;
         const planned = runner.bytes;

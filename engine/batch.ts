@@ -12,6 +12,11 @@ export interface SequenceGroup {
   readonly sequences: readonly Int32Array[];
   /** The first sequence is needed beside every other: a group that is cut repeats it. */
   readonly anchored?: boolean;
+  /**
+   * A sequence's state is the mean over its tokens from this one on; null, or no entry: the state of its last token.
+   * For a runner with pooling `mean`.
+   */
+  readonly poolFrom?: readonly (number | null)[];
 }
 
 /** Where a sequence lies in a batch: its token t is row `prefixStart + t` below `prefixLength`, else `ownStart + t - prefixLength`. */
@@ -24,6 +29,8 @@ export interface PackedSequence {
   readonly ownStart: number;
   /** T of the sequence, prefix included. */
   readonly length: number;
+  /** The first of the tokens that are averaged, up to the last: length - 1 is the last alone. */
+  readonly poolFrom: number;
 }
 
 export interface Batch {
@@ -39,48 +46,53 @@ export function rowOf(sequence: PackedSequence, t: number): number {
   return t < sequence.prefixLength ? sequence.prefixStart + t : sequence.ownStart + t - sequence.prefixLength;
 }
 
+/** The rows that hold a sequence's pooled tokens: (a0, an, b0, bn), an of them in the prefix from a0 on, bn of its own. */
+export function pooledRows(sequence: PackedSequence): readonly [a0: number, an: number, b0: number, bn: number] {
+  const { prefixStart, prefixLength, ownStart, length, poolFrom } = sequence;
+  const own = Math.max(poolFrom, prefixLength);
+  return [prefixStart + poolFrom, Math.max(0, prefixLength - poolFrom), ownStart + own - prefixLength, length - own];
+}
+
+/** A sequence of a group. */
+interface Member {
+  readonly index: number;
+  readonly ids: Int32Array;
+  readonly poolFrom: number;
+}
+
 /** Some sequences of one group, with the prefix that they share. */
 interface Chunk {
   readonly group: number;
-  readonly indices: readonly number[];
-  readonly sequences: readonly Int32Array[];
+  readonly members: readonly Member[];
   readonly prefixLength: number;
   readonly rows: number;
   /** What it takes of the budget. */
   readonly cost: number;
 }
 
-function sharedPrefix(sequences: readonly Int32Array[]): number {
-  let length = sequences[0].length;
-  for (const sequence of sequences.slice(1)) length = Math.min(length, commonPrefixLength(sequences[0], sequence));
-  return length;
+function membersOf({ sequences, poolFrom = [] }: SequenceGroup): Member[] {
+  return sequences.map((ids, index) => ({ index, ids, poolFrom: poolFrom[index] ?? ids.length - 1 }));
 }
 
-function chunkOf(
-  group: number,
-  members: readonly (readonly [index: number, ids: Int32Array])[],
-  share: boolean,
-): Chunk {
-  const sequences = members.map(([, ids]) => ids);
-  const prefixLength = share && sequences.length > 1 ? sharedPrefix(sequences) : 0;
-  const own = sequences.map((ids) => ids.length - prefixLength);
+function sharedPrefix([first, ...others]: readonly Member[]): number {
+  return others.reduce((length, { ids }) => Math.min(length, commonPrefixLength(first.ids, ids)), first.ids.length);
+}
+
+function chunkOf(group: number, members: readonly Member[], share: boolean): Chunk {
+  const prefixLength = share && members.length > 1 ? sharedPrefix(members) : 0;
+  const own = members.map(({ ids }) => ids.length - prefixLength);
   const rows = own.reduce((sum, length) => sum + length, prefixLength);
   const cost = own.reduce((sum, length) => sum + Math.max(length, MIN_SEQUENCE_ROWS), prefixLength);
-  return { group, indices: members.map(([index]) => index), sequences, prefixLength, rows, cost };
+  return { group, members, prefixLength, rows, cost };
 }
 
 /**
  * Cuts a group into chunks that cost at most `budget` rows; each repeats what its members share. A sequence that costs
  * more is a chunk of its own: the caller decides whether that runs.
  */
-function chunksOf(
-  group: number,
-  { sequences, anchored = false }: SequenceGroup,
-  budget: number,
-  share: boolean,
-): Chunk[] {
-  const all = sequences.map((ids, index) => [index, ids] as const);
-  const anchor = anchored ? all.slice(0, 1) : [];
+function chunksOf(group: number, sequences: SequenceGroup, budget: number, share: boolean): Chunk[] {
+  const all = membersOf(sequences);
+  const anchor = sequences.anchored ? all.slice(0, 1) : [];
   const whole = chunkOf(group, all, share);
   if (whole.cost <= budget || all.length === 1) return [whole];
   const chunks: Chunk[] = [];
@@ -112,19 +124,12 @@ function pack(chunks: readonly Chunk[]): Batch {
   };
   for (const chunk of chunks) {
     const prefixStart = row;
-    const { prefixLength } = chunk;
-    place(chunk.sequences[0].subarray(0, prefixLength), prefixStart, prefixLength, prefixStart + prefixLength, 0);
-    for (const [i, sequence] of chunk.sequences.entries()) {
+    const { group, members, prefixLength } = chunk;
+    place(members[0].ids.subarray(0, prefixLength), prefixStart, prefixLength, prefixStart + prefixLength, 0);
+    for (const { index, ids: tokens, poolFrom } of members) {
       const ownStart = row;
-      place(sequence.subarray(prefixLength), prefixStart, prefixLength, ownStart, prefixLength);
-      sequences.push({
-        group: chunk.group,
-        index: chunk.indices[i],
-        prefixStart,
-        prefixLength,
-        ownStart,
-        length: sequence.length,
-      });
+      place(tokens.subarray(prefixLength), prefixStart, prefixLength, ownStart, prefixLength);
+      sequences.push({ group, index, prefixStart, prefixLength, ownStart, length: tokens.length, poolFrom });
     }
   }
   return { ids, spans, sequences };
@@ -137,16 +142,28 @@ export interface PackOptions {
   readonly sharePrefix?: boolean;
 }
 
-/** Packs groups into batches, in order. @throws {StratumError} `list/empty-sequence` */
+/** @throws {StratumError} `list/empty-sequence`, `usage/pool-from` */
+function checkGroup(group: SequenceGroup, index: number): void {
+  for (const { index: s, ids, poolFrom } of membersOf(group)) {
+    if (ids.length === 0) {
+      throw new StratumError("list/empty-sequence", `sequence ${s} of group ${index} has no token`, "leave it out");
+    }
+    if (Number.isInteger(poolFrom) && poolFrom >= 0 && poolFrom < ids.length) continue;
+    throw new StratumError(
+      "usage/pool-from",
+      `sequence ${s} of group ${index} is pooled from token ${poolFrom} on; it has ${ids.length}`,
+      `give poolFrom a whole number from 0 to ${ids.length - 1}, or null for the last token`,
+    );
+  }
+}
+
+/** Packs groups into batches, in order. @throws {StratumError} `list/empty-sequence`, `usage/pool-from` */
 export function packBatches(groups: readonly SequenceGroup[], { budget, sharePrefix = true }: PackOptions): Batch[] {
   const batches: Batch[] = [];
   let open: Chunk[] = [];
   let cost = 0;
   for (const [index, group] of groups.entries()) {
-    const empty = group.sequences.findIndex(({ length }) => length === 0);
-    if (empty >= 0) {
-      throw new StratumError("list/empty-sequence", `sequence ${empty} of group ${index} has no token`, "leave it out");
-    }
+    checkGroup(group, index);
     if (group.sequences.length === 0) continue;
     for (const chunk of chunksOf(index, group, budget, sharePrefix)) {
       if (open.length > 0 && cost + chunk.cost > budget) {
@@ -164,9 +181,5 @@ export function packBatches(groups: readonly SequenceGroup[], { budget, sharePre
 
 /** Budget that a group takes alone. */
 export function groupCost(group: SequenceGroup, sharePrefix = true): number {
-  return chunkOf(
-    0,
-    group.sequences.map((ids, index) => [index, ids] as const),
-    sharePrefix,
-  ).cost;
+  return chunkOf(0, membersOf(group), sharePrefix).cost;
 }

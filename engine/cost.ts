@@ -5,10 +5,14 @@ import { seededRandom } from "../kernels/random.ts";
 import type { DecoderConfig } from "../weights/config.ts";
 import { type Batch, rowOf } from "./batch.ts";
 import type { Engine } from "./model.ts";
+import type { RunPooling } from "./plan.ts";
 import { timeKernel } from "./run-kernel.ts";
 
-/** Operations (a multiply-add counts two) of a batch down to `layer`, the last block pruned to the rows that are read out. */
-export function batchFlops(config: DecoderConfig, batch: Batch, layer: number): number {
+/**
+ * Operations (a multiply-add counts two) of a batch down to `layer`, the last block pruned to the rows that are read out:
+ * the last tokens'. Means are taken over the whole last block.
+ */
+export function batchFlops(config: DecoderConfig, batch: Batch, layer: number, pooling: RunPooling = "last"): number {
   const { hiddenSize, heads, kvHeads, headDim, ffn, slidingWindow } = config;
   const keysOf = (row: number) => Math.min(batch.spans[row * 4 + 3] + 1, slidingWindow ?? Number.POSITIVE_INFINITY);
   const keyValue = 2 * hiddenSize * 2 * kvHeads * headDim;
@@ -21,7 +25,7 @@ export function batchFlops(config: DecoderConfig, batch: Batch, layer: number): 
   const lastKeys = lastRows.reduce((sum, row) => sum + keysOf(row), 0);
   const whole = rows * (keyValue + rest) + attended(keys);
   const pruned = rows * keyValue + lastRows.length * rest + attended(lastKeys);
-  return layer === 0 ? 0 : (layer - 1) * whole + pruned;
+  return layer === 0 ? 0 : (layer - 1) * whole + (pooling === "mean" ? whole : pruned);
 }
 
 /** Rows of the calibration's matmul: enough tiles to keep every core busy, few enough to end soon on slow adapters. */

@@ -81,7 +81,11 @@ export async function hiddenStates(
   const { layers = [model.depth], tokens = "last", batchTokens } = options;
   const { vocab, maxPositions } = model.files.spec.config;
   const groups = sequences.map((ids) => ({ sequences: [ids] }));
-  using runner = await createRunner(model.loaded, { layers, output: tokens, batchTokens });
+  using runner = await createRunner(model.loaded, {
+    layers,
+    output: tokens === "last" ? "pooled" : "all",
+    batchTokens,
+  });
   for (const group of groups) {
     checkLength(group.sequences[0].length, maxPositions, "a sequence", "shorten it");
     checkIds(group.sequences[0], vocab);
@@ -106,7 +110,10 @@ export interface SequenceStates {
   readonly states: Float32Array<ArrayBuffer>;
 }
 
-/** Runs one batch and gives every sequence its states, (K, D) with `last`, (K, T, D) with `all`. They are not checked. */
+/**
+ * Runs one batch and gives every sequence its states, (K, D) with `last` (as the runner, of output `pooled`, pools them),
+ * (K, T, D) with `all`. They are not checked.
+ */
 export async function batchStates(
   model: Model,
   runner: Runner,
@@ -116,7 +123,7 @@ export async function batchStates(
   const d = model.files.spec.config.hiddenSize;
   const taps = runner.layers.length;
   if (tokens === "last") {
-    const flat = await runner.lastStates(batch);
+    const flat = await runner.pooledStates(batch);
     return batch.sequences.map(({ group, index }, i) => ({
       group,
       index,
@@ -156,7 +163,7 @@ function hostFloats(count: number): Float32Array<ArrayBuffer> {
 
 /**
  * Looks for NaN and infinity in states.
- * @param states (K, T, D), T = 1 for last-token states
+ * @param states (K, T, D), T = 1 for pooled states
  * @returns the error `state/not-finite` with the first layer that holds one, or null
  */
 export function finiteFault(states: Float32Array, layers: readonly number[], d: number): StratumError | null {

@@ -8,6 +8,7 @@ import { weightRowWords } from "../kernels/weight-load.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import type { DecoderConfig } from "../weights/config.ts";
 import { type BufferUse, bufferBytes, type DeviceLimits } from "./device.ts";
+import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import type { BlockSpec, MatrixSpec, ModelSpec } from "./family.ts";
 
 export interface PlannedBuffer {
@@ -170,8 +171,11 @@ export function sumBytes(buffers: readonly PlannedBuffer[]): number {
   return buffers.reduce((sum, { bytes }) => sum + bytes, 0);
 }
 
-/** What a run gives: scores made on the GPU, the states of each sequence's last token, or of all tokens. */
-export type RunOutput = "scores" | "last" | "all";
+/** What a run gives: scores made on the GPU, one state a sequence, or the states of all tokens. */
+export type RunOutput = "scores" | "pooled" | "all";
+
+/** How a sequence gets its one state: that of its last token, or with `mean` the mean over the tokens that its group names. */
+export type RunPooling = "last" | "mean";
 
 /** Sizes of the working buffers. */
 export interface WorkspaceSize {
@@ -180,6 +184,8 @@ export interface WorkspaceSize {
   /** Layers that are tapped, K. */
   readonly taps: number;
   readonly output: RunOutput;
+  /** Default `last`. Means nothing for the output `all`. */
+  readonly pooling?: RunPooling | undefined;
   /** See {@link DISPATCH_FLOPS}, the default. */
   readonly dispatchFlops?: number;
 }
@@ -190,34 +196,20 @@ export interface WorkspaceSize {
  */
 export const MIN_SEQUENCE_ROWS = 8;
 
-/**
- * Operations that one dispatch costs at most: a driver's watchdog ends what takes seconds, and an integrated GPU does
- * some 10^12 a second.
- */
-export const DISPATCH_FLOPS = 5e10;
-
-/** Rows of one dispatch of the widest matmul, a multiple of every row tile. */
-export function rowsPerDispatch({ hiddenSize, heads, headDim, ffn }: DecoderConfig, dispatchFlops: number): number {
-  const rows = Math.floor(dispatchFlops / (2 * hiddenSize * Math.max(2 * ffn, heads * headDim)));
-  return Math.max(ROW_STEP, rows - (rows % ROW_STEP));
-}
-const ROW_STEP = 64;
-
-/** Attention tiles of one dispatch, where the longest sequence has `keys` positions. */
-export function tilesPerDispatch({ heads, headDim }: DecoderConfig, keys: number, dispatchFlops: number): number {
-  return Math.max(MIN_TILES, Math.floor(dispatchFlops / (4 * MAX_TILE_ROWS * keys * heads * headDim)));
-}
-const MIN_TILES = 16;
-const MAX_TILE_ROWS = 8;
-
 /** Distinct (rows, offset) pairs that one batch may dispatch, at most; a slot each in the params buffer. */
 export function paramSlots(
   config: DecoderConfig,
-  { rows, taps, dispatchFlops = DISPATCH_FLOPS }: Omit<WorkspaceSize, "output">,
+  { rows, taps, pooling = "last", dispatchFlops = DISPATCH_FLOPS }: Omit<WorkspaceSize, "output">,
 ): number {
   const matmuls = 2 * Math.ceil(rows / rowsPerDispatch(config, dispatchFlops));
   const attentions = 2 * Math.ceil(rows / tilesPerDispatch(config, rows, dispatchFlops));
-  return 8 + taps + matmuls + attentions;
+  const readOuts = pooling === "last" ? 1 : Math.ceil(readRows(rows) / meansPerDispatch(config, rows, dispatchFlops));
+  return 8 + taps * readOuts + matmuls + attentions;
+}
+
+/** Sequences that fit a batch: each counts as `MIN_SEQUENCE_ROWS` rows at least. */
+function readRows(rows: number): number {
+  return Math.ceil(rows / MIN_SEQUENCE_ROWS);
 }
 
 /** WebGPU lets a binding begin at multiples of this at the least. */
@@ -237,6 +229,7 @@ const WORKSPACE_NAMES = [
   "readIndex",
   "readSpans",
   "readTiles",
+  "poolSpans",
   "states",
   "pairs",
   "scores",
@@ -249,16 +242,18 @@ export type WorkspaceName = (typeof WORKSPACE_NAMES)[number];
 export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedBuffer>;
 
 /**
- * Plans the working buffers of a batch. With `all`, states are read back layer by layer out of `x`; else the read-out
- * rows of all tapped layers stay on the GPU together.
+ * Plans the working buffers of a batch. With `all`, states are read back layer by layer out of `x`; else the pooled
+ * states of all tapped layers stay on the GPU together. Last tokens' rows are compacted in the last block; means need
+ * all rows.
  */
 export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePlan {
-  const { rows, taps, output } = size;
+  const { rows, taps, output, pooling = "last" } = size;
   const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
-  const read = output === "all" ? 0 : Math.ceil(rows / MIN_SEQUENCE_ROWS);
-  const pairs = output === "scores" ? read : 0;
-  const states = read * d * taps;
-  const staging = { scores: pairs * 2, last: states, all: rows * d }[output];
+  const pooled = output === "all" ? 0 : readRows(rows);
+  const [read, means] = pooling === "mean" ? [0, pooled] : [pooled, 0];
+  const pairs = output === "scores" ? pooled : 0;
+  const states = pooled * d * taps;
+  const staging = { scores: pairs * 2, pooled: states, all: rows * d }[output];
   const words: Record<WorkspaceName, number> = {
     x: rows * d,
     normed: rows * d,
@@ -273,6 +268,7 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     readIndex: read,
     readSpans: read * 4,
     readTiles: read * 2,
+    poolSpans: means * 4,
     states,
     pairs: pairs * 2,
     scores: pairs * 2,
@@ -310,14 +306,10 @@ export interface BatchBudget {
 export function batchBudget(
   spec: ModelSpec,
   limits: DeviceLimits,
-  {
-    taps,
-    output,
-    batchTokens,
-  }: { readonly taps: number; readonly output: RunOutput; readonly batchTokens?: number | undefined },
+  { batchTokens, ...size }: Omit<WorkspaceSize, "rows"> & { readonly batchTokens?: number | undefined },
 ): BatchBudget {
   // Every buffer grows with the rows: what a thousand of them take tells how many fit.
-  const sample = [...planWorkspace(spec, { rows: SAMPLE_ROWS, taps, output }).values()].filter(
+  const sample = [...planWorkspace(spec, { ...size, rows: SAMPLE_ROWS }).values()].filter(
     ({ use }) => use !== "uniform",
   );
   const limit = Math.min(...sample.map((buffer) => Math.floor((limitOf(buffer, limits) * SAMPLE_ROWS) / buffer.bytes)));
@@ -334,6 +326,17 @@ export function batchBudget(
     `a batch of ${batchTokens} tokens is not possible here`,
     `give --batch-tokens a whole number from ${MIN_SEQUENCE_ROWS} to ${limit}`,
   );
+}
+
+/** What a run is asked for. */
+export interface RunRequest {
+  /** Layers to tap, in the order of the output. */
+  readonly layers: readonly number[];
+  readonly output: RunOutput;
+  /** How sequences are pooled to one state each; default `last`. Means nothing for the output `all`. */
+  readonly pooling?: RunPooling | undefined;
+  /** Rows of a batch, a hard bound. Absent: `DEFAULT_BATCH_TOKENS`, grown for longer sequences and lists as far as the adapter allows. */
+  readonly batchTokens?: number | undefined;
 }
 
 /** What a whole run reads and holds. */
@@ -353,16 +356,13 @@ export interface RunPlan {
 export async function planRun(
   checkpoint: Checkpoint,
   spec: ModelSpec,
-  run: { readonly layers: readonly number[]; readonly output: RunOutput; readonly batchTokens?: number | undefined },
+  { layers, output, pooling, batchTokens }: RunRequest,
   limits: DeviceLimits,
 ): Promise<RunPlan> {
-  const { budget } = batchBudget(spec, limits, {
-    taps: run.layers.length,
-    output: run.output,
-    batchTokens: run.batchTokens,
-  });
-  const weights = await planWeights(checkpoint, spec, Math.max(...run.layers), limits);
-  const workspace = planWorkspace(spec, { rows: budget, taps: run.layers.length, output: run.output });
+  const size = { taps: layers.length, output, pooling };
+  const { budget } = batchBudget(spec, limits, { ...size, batchTokens });
+  const weights = await planWeights(checkpoint, spec, Math.max(...layers), limits);
+  const workspace = planWorkspace(spec, { ...size, rows: budget });
   checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);
   return { weights, workspace, rows: budget, bytes: weights.bytes + sumBytes([...workspace.values()]) };
 }

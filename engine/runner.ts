@@ -2,9 +2,12 @@
 import { StratumError } from "../errors.ts";
 import { attentionTiles } from "../kernels/attention.ts";
 import { cosine, cosineDefaults } from "../kernels/cosine.ts";
+import { PARAMS_BYTES } from "../kernels/kernel.ts";
+import { spanMean } from "../kernels/span-mean.ts";
 import { ropeFrequencies } from "../weights/rope-frequencies.ts";
-import { type Batch, rowOf } from "./batch.ts";
+import { type Batch, pooledRows, rowOf } from "./batch.ts";
 import type { DeviceBuffer } from "./device.ts";
+import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import {
   type DispatchSteps,
   type ForwardKernels,
@@ -19,25 +22,23 @@ import { dispatch, type Pipeline } from "./pipelines.ts";
 import {
   batchBudget,
   checkPlan,
-  DISPATCH_FLOPS,
   PARAM_SLOT_BYTES,
   type PlannedBuffer,
   paramSlots,
   planWorkspace,
   type RunOutput,
-  rowsPerDispatch,
+  type RunRequest,
   sumBytes,
-  tilesPerDispatch,
   type WorkspaceName,
 } from "./plan.ts";
 
-export interface RunnerOptions {
-  /** Layers to tap, in the order of the output; each at most the model's loaded depth. */
-  readonly layers: readonly number[];
-  readonly output: RunOutput;
-  /** Rows of a batch, a hard bound. Absent: `DEFAULT_BATCH_TOKENS`, grown for longer sequences and lists as far as the adapter allows. */
-  readonly batchTokens?: number | undefined;
-}
+/** What a runner is made for; its layers are at most the model's loaded depth. */
+export type RunnerOptions = RunRequest;
+
+/** A pair of sequences, as indices into a batch's. */
+export type SequencePair = readonly [number, number];
+/** Cosines of pairs of sequences at the first tapped layer; NaN where a state of the pair holds NaN or infinity. */
+export type Cosines = (pairs: readonly SequencePair[]) => Promise<Float32Array>;
 
 /** Runs batches. Disposing it frees the working buffers. */
 export interface Runner extends Disposable {
@@ -53,17 +54,27 @@ export interface Runner extends Disposable {
   /** Makes room for batches of a larger budget, at most `maxBudget`. @throws {StratumError} `memory/buffer-limit` */
   grow(budget: number): void;
   /**
-   * With output `last`: the states (S, K, D) of the last tokens of the batch's S sequences.
+   * With output `pooled`: the states (S, K, D) of the batch's S sequences, one each a layer, as the runner pools them.
    * @throws {StratumError} what the device latched
    */
-  lastStates(batch: Batch): Promise<Float32Array>;
+  pooledStates(batch: Batch): Promise<Float32Array>;
   /** With output `all`: calls back once a tapped layer, shallowest first, with the states (T, D) of all rows of the batch. */
   allStates(batch: Batch, onLayer: (layer: number, states: Float32Array) => void): Promise<void>;
   /**
    * With output `scores`: cosines of pairs of sequences (indices into the batch) at the first tapped layer.
    * @returns a score a pair; NaN where a state holds NaN or infinity
+   * @throws {StratumError} `usage/pairs` for more pairs than sequences
    */
-  cosines(batch: Batch, pairs: readonly (readonly [number, number])[]): Promise<Float32Array>;
+  cosines(batch: Batch, pairs: readonly SequencePair[]): Promise<Float32Array>;
+  /**
+   * With output `scores`: runs the batch and lends its pooled states, on the GPU, to `use`. No other call of the runner
+   * runs before `use` has ended, so that `use` must not wait for one.
+   * @param use gets the states (K, S, D), S, and `cosines` of the same run: one pass gives both what `use` computes and,
+   *   as a score that is not NaN, whether the states of a pair are finite (one call at a time). The buffer is larger than
+   *   what it holds; like `cosines` it is lent until `use` ends.
+   * @returns what `use` gives
+   */
+  withStates<T>(batch: Batch, use: (states: DeviceBuffer, count: number, cosines: Cosines) => Promise<T>): Promise<T>;
 }
 
 /** Compiles the kernels and allocates the working buffers. The plan is checked against the adapter's limits first. */
@@ -71,7 +82,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   const { engine, spec, blocks } = model;
   const { device, pipelines, target } = engine;
   const { hiddenSize: d, headDim, rope } = spec.config;
-  const { layers, output } = options;
+  const { layers, output, pooling = "last", batchTokens } = options;
   const deepest = Math.max(...layers);
   if (layers.length === 0 || layers.some((layer) => !Number.isInteger(layer) || layer < 0 || layer > blocks.length)) {
     throw new StratumError(
@@ -83,25 +94,21 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   if (new Set(layers).size < layers.length) {
     throw new StratumError("usage/layer", `layers [${layers.join(", ")}] name one twice`, "ask for each layer once");
   }
-  const granted = batchBudget(spec, device.info.limits, {
-    taps: layers.length,
-    output,
-    batchTokens: options.batchTokens,
-  });
+  const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
+  const size = { taps: layers.length, output, pooling, dispatchFlops };
+  const granted = batchBudget(spec, device.info.limits, { ...size, batchTokens });
   const { maxBudget } = granted;
   let budget = granted.budget;
   let plan: readonly PlannedBuffer[] = [];
   let workspace = {} as Workspace;
 
-  const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
-  const size = { taps: layers.length, dispatchFlops };
   const release = () => {
     for (const buffer of Object.values(workspace)) buffer.destroy();
     workspace = {} as Workspace;
     plan = [];
   };
   const allocate = (rows: number) => {
-    const planned = planWorkspace(spec, { ...size, rows, output });
+    const planned = planWorkspace(spec, { ...size, rows });
     checkPlan([...planned.values()], device.info.limits);
     // The old buffers first: both together may be more than there is.
     release();
@@ -121,10 +128,12 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   allocate(budget);
 
   let kernels: ForwardKernels;
-  let cosinePipeline: Pipeline | undefined;
+  let cosinePipeline: Pipeline | null;
+  let meanPipeline: Pipeline | null;
   try {
     kernels = await forwardKernels(model);
-    cosinePipeline = output === "scores" ? await pipelines.get(cosine({ d, ...cosineDefaults(target) })) : undefined;
+    cosinePipeline = output === "scores" ? await pipelines.get(cosine({ d, ...cosineDefaults(target) })) : null;
+    meanPipeline = output !== "all" && pooling === "mean" ? await pipelines.get(spanMean({ d })) : null;
   } catch (cause) {
     release();
     throw cause;
@@ -193,42 +202,107 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     };
   }
 
-  /** Runs a batch to the deepest layer and leaves the read-out rows (K, S, D) in `states`. */
-  async function runToStates(batch: Batch): Promise<{ params: Params; count: number }> {
-    const { params, all, steps } = await begin(batch);
-    const { sequences } = batch;
+  /** Uploads which rows are read out: every sequence's last one. */
+  function prepareLastRows({ sequences, spans: allSpans }: Batch): RowSet {
     const count = sequences.length;
     const lastRows = sequences.map((sequence) => rowOf(sequence, sequence.length - 1));
     const spans = new Uint32Array(count * 4);
-    for (const [i, row] of lastRows.entries()) spans.set(batch.spans.subarray(row * 4, row * 4 + 4), i * 4);
+    for (const [i, row] of lastRows.entries()) spans.set(allSpans.subarray(row * 4, row * 4 + 4), i * 4);
     // Each read-out row is a tile of its own: neighbours in the compacted rows belong to different sequences.
     const tiles = Uint32Array.from({ length: 2 * count }, (_, i) => (i % 2 === 0 ? i / 2 : 1));
     device.write(workspace.readIndex, Uint32Array.from(lastRows));
     device.write(workspace.readSpans, spans);
     device.write(workspace.readTiles, tiles);
-    const readOut: RowSet = { rows: count, spans: workspace.readSpans, tiles: workspace.readTiles, tileCount: count };
+    return { rows: count, spans: workspace.readSpans, tiles: workspace.readTiles, tileCount: count };
+  }
+
+  /** Uploads which rows are averaged. @returns the sequences of one dispatch */
+  function prepareMeans({ sequences }: Batch): number {
+    const spans = sequences.map(pooledRows);
+    device.write(workspace.poolSpans, Uint32Array.from(spans.flat()));
+    const longest = sequences.reduce((most, { length, poolFrom }) => Math.max(most, length - poolFrom), 1);
+    return meansPerDispatch(spec.config, longest, dispatchFlops);
+  }
+
+  /** Runs a batch to the deepest layer and leaves the pooled states (K, S, D) in `states`. */
+  async function runToStates(batch: Batch): Promise<number> {
+    const count = batch.sequences.length;
+    const pooled = batch.sequences.find(({ length, poolFrom }) => poolFrom < length - 1);
+    if (pooled !== undefined && meanPipeline === null) {
+      throw new StratumError(
+        "usage/pooling",
+        `sequence ${pooled.index} of group ${pooled.group} is pooled from token ${pooled.poolFrom} on, in a runner that reads last tokens`,
+        "create the runner with pooling 'mean', or leave poolFrom out",
+      );
+    }
+    const { params, all, steps } = await begin(batch);
+    const readOut = meanPipeline === null ? prepareLastRows(batch) : null;
+    const means = meanPipeline === null ? 0 : prepareMeans(batch);
+    /** Records the read-out of a tapped layer from the rows of the whole batch. */
+    const readTap = (pass: GPUComputePassEncoder, tap: number) => {
+      const [x, out] = [workspace.x, workspace.states];
+      const at = (first: number, n: number) => params(n, tap * count + first);
+      if (meanPipeline === null) {
+        dispatch(device, pass, kernels.gather, { x, index: workspace.readIndex, out, params: at(0, count) }, count);
+        return;
+      }
+      for (let first = 0; first < count; first += means) {
+        const n = Math.min(means, count - first);
+        const spans = { buffer: workspace.poolSpans, offset: 16 * first, size: 16 * n };
+        dispatch(device, pass, meanPipeline, { x, spans, out, params: at(first, n) }, n);
+      }
+    };
     for (let layer = 0; layer <= deepest; layer++) {
       const encoder = device.gpu.createCommandEncoder();
-      const pruned = layer === deepest && layer > 0;
+      const pruned = layer === deepest && layer > 0 ? readOut : null;
       const pass = encoder.beginComputePass();
-      if (layer > 0)
-        recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, pruned ? readOut : null, steps);
+      if (layer > 0) recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, pruned, steps);
       const tap = layers.indexOf(layer);
-      if (tap >= 0 && !pruned) {
-        dispatch(
-          device,
-          pass,
-          kernels.gather,
-          { x: workspace.x, index: workspace.readIndex, out: workspace.states, params: params(count, tap * count) },
-          count,
-        );
-      }
+      if (tap >= 0 && pruned === null) readTap(pass, tap);
       pass.end();
-      if (pruned)
+      if (pruned !== null)
         encoder.copyBufferToBuffer(workspace.read.gpu, 0, workspace.states.gpu, tap * count * d * 4, count * d * 4);
       device.submit(encoder);
     }
-    return { params, count };
+    return count;
+  }
+
+  function checkPairs({ sequences }: Batch, pairs: readonly SequencePair[]): void {
+    const outside = pairs.flat().find((sequence) => !(sequence >= 0 && sequence < sequences.length));
+    if (outside === undefined && pairs.length <= sequences.length) return;
+    throw new StratumError(
+      "usage/pairs",
+      outside === undefined
+        ? `${pairs.length} pairs of ${sequences.length} sequences`
+        : `a pair names sequence ${outside} of a batch of ${sequences.length}`,
+      "give indices into the batch's sequences, at most one pair a sequence",
+    );
+  }
+
+  /** Cosines of the states that a run has left. */
+  async function scorePairs(pairs: readonly SequencePair[]): Promise<Float32Array> {
+    if (pairs.length === 0) return new Float32Array(0);
+    device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
+    // The run is submitted: its slots are free again.
+    device.write(workspace.params, Uint32Array.of(pairs.length, 0, 0, 0));
+    const encoder = device.gpu.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    dispatch(
+      device,
+      pass,
+      cosinePipeline as Pipeline,
+      {
+        x: workspace.states,
+        pairs: workspace.pairs,
+        out: workspace.scores,
+        params: { buffer: workspace.params, offset: 0, size: PARAMS_BYTES },
+      },
+      pairs.length,
+    );
+    pass.end();
+    device.submit(encoder);
+    const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
+    return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
   }
 
   const runner: Runner = {
@@ -246,9 +320,9 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     grow(rows) {
       if (rows > budget) allocate(Math.min(rows, maxBudget));
     },
-    lastStates: (batch) =>
-      inTurn("last", async () => {
-        const { count } = await runToStates(batch);
+    pooledStates: (batch) =>
+      inTurn("pooled", async () => {
+        const count = await runToStates(batch);
         const size = layers.length * count * d;
         const flat = new Float32Array(await device.read(workspace.states, size * 4, workspace.staging));
         const out = new Float32Array(size);
@@ -275,31 +349,28 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       }),
     cosines: (batch, pairs) =>
       inTurn("scores", async () => {
-        const outside = pairs.flat().find((sequence) => !(sequence >= 0 && sequence < batch.sequences.length));
-        if (outside !== undefined || pairs.length > batch.sequences.length || cosinePipeline === undefined) {
-          throw new StratumError(
-            "usage/pairs",
-            outside === undefined
-              ? `${pairs.length} pairs of ${batch.sequences.length} sequences`
-              : `a pair names sequence ${outside} of a batch of ${batch.sequences.length}`,
-            "give indices into the batch's sequences, at most one pair a sequence",
-          );
+        checkPairs(batch, pairs);
+        await runToStates(batch);
+        return await scorePairs(pairs);
+      }),
+    withStates: (batch, use) =>
+      inTurn("scores", async () => {
+        const count = await runToStates(batch);
+        let lent = true;
+        try {
+          return await use(workspace.states, count, async (pairs) => {
+            if (!lent)
+              throw new StratumError(
+                "usage/lent",
+                "the batch's states were lent until 'use' ended",
+                "await it in 'use'",
+              );
+            checkPairs(batch, pairs);
+            return await scorePairs(pairs);
+          });
+        } finally {
+          lent = false;
         }
-        const { params } = await runToStates(batch);
-        device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
-        const encoder = device.gpu.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        dispatch(
-          device,
-          pass,
-          cosinePipeline,
-          { x: workspace.states, pairs: workspace.pairs, out: workspace.scores, params: params(pairs.length) },
-          pairs.length,
-        );
-        pass.end();
-        device.submit(encoder);
-        const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
-        return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
       }),
     [Symbol.dispose]() {
       disposed = true;

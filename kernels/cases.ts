@@ -5,6 +5,7 @@
  */
 import { type AttentionVariant, attention, attentionTiles, attentionTwin } from "./attention.ts";
 import { floats, type KernelCase } from "./case.ts";
+import { lossCases } from "./cases-loss.ts";
 import { scorerCases } from "./cases-scorer.ts";
 import { type CosineVariant, cosine, cosineTwin } from "./cosine.ts";
 import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
@@ -13,6 +14,7 @@ import { seededRandom } from "./random.ts";
 import { type RmsNormVariant, rmsNorm, rmsNormTwin } from "./rms-norm.ts";
 import { type RopeVariant, rope, ropeTwin } from "./rope.ts";
 import { type RowGatherVariant, rowGather, rowGatherTwin } from "./row-gather.ts";
+import { type SpanMeanVariant, spanMean, spanMeanTwin } from "./span-mean.ts";
 import { weightRowWords } from "./weight-load.ts";
 
 /** `n` rows of `k` weights in storage form; f16 rows hold subnormals too. */
@@ -181,6 +183,55 @@ function rowGatherCases(): KernelCase[] {
   });
 }
 
+function spanMeanCases(): KernelCase[] {
+  // Lengths of the two ranges: one of them empty, single tokens, sums of one block, of several, and across a border.
+  const lengths = [
+    ...[1, 3, 57, 63, 64, 65, 255, 256, 257, 1001].flatMap((n) => [
+      [n, 0],
+      [0, n],
+    ]),
+    ...[
+      [1, 1],
+      [3, 57],
+      [255, 1],
+      [256, 1],
+      [200, 100],
+      [700, 301],
+    ],
+  ];
+  const table = 1100;
+  return [
+    [1, 1, 0],
+    [2100, 1001, 5],
+    [65, 3, 0],
+    [3, 57, 2],
+    [26, 64, 1],
+  ].map(([rows, d, offset]) => {
+    const variant: SpanMeanVariant = { d };
+    return {
+      title: `${rows} means of rows of ${d} to ${offset}`,
+      kernel: spanMean(variant),
+      rows,
+      offset,
+      buffers: () => {
+        const random = seededRandom(rows + d);
+        // The long sums are in the small tables: a wide one is there for the grid.
+        const some = d > 64 ? lengths.slice(0, 4) : lengths;
+        const spans = Array.from({ length: rows }, (_, s) => {
+          const [a, b] = some[(s + 3) % some.length];
+          return [Math.floor(random() * (table - a)), a, Math.floor(random() * (table - b)), b];
+        });
+        return {
+          x: floats(random, table * d),
+          spans: Uint32Array.from(spans.flat()),
+          out: new Float32Array((rows + offset) * d),
+        };
+      },
+      twin: (buffers) => spanMeanTwin(variant, buffers, rows, offset),
+    };
+  });
+}
+
 function cosineCases(target: Target): KernelCase[] {
   const cases: KernelCase[] = [];
   for (const subgroup of new Set([target.subgroupSize, 0])) {
@@ -282,8 +333,10 @@ export function kernelCases(target: Target): KernelCase[] {
     ...rmsNormCases(target),
     ...ropeCases(),
     ...rowGatherCases(),
+    ...spanMeanCases(),
     ...cosineCases(target),
     ...attentionCases(target),
     ...scorerCases(target),
+    ...lossCases(target),
   ];
 }

@@ -101,7 +101,7 @@ export function matmulWeightGradTile(
   k: number,
 ): Pick<MatmulWeightGradVariant, "tileRows" | "tileCols" | "subgroup"> {
   const subgroup = target.subgroupSize <= LANES ? target.subgroupSize : 0;
-  return { tileRows: 8, tileCols: Math.min(4, Math.ceil(k / LANES)), subgroup };
+  return { tileRows: 16, tileCols: Math.min(2, Math.ceil(k / LANES)), subgroup };
 }
 
 /** CPU twin of `matmulWeightGrad`, sums in float64. */

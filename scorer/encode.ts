@@ -2,6 +2,7 @@
 import type { SequenceGroup } from "../engine/batch.ts";
 import { checkLength } from "../engine/hidden-states.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
+import type { RunPooling } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
 import { assistantEnd, type ChatTemplate, DEFAULT_DATE } from "../weights/chat-template.ts";
 import { type EncodedList, encodeList, truncate } from "../weights/prompt.ts";
@@ -9,9 +10,17 @@ import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
 import type { List } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
-/** Which token's state stands for a response: its own last one, or the one that ends an assistant's turn. */
-export const POOLINGS = ["last", "end"] as const;
+/**
+ * Which state stands for a response: that of its own last token, that of the token that ends an assistant's turn, or the
+ * mean over the response's tokens. A prompt's is that of its last token always.
+ */
+export const POOLINGS = ["last", "end", "mean"] as const;
 export type Pooling = (typeof POOLINGS)[number];
+
+/** How the engine pools what is encoded so: the end token is a last token, too. */
+export function runPooling(pooling: Pooling = "last"): RunPooling {
+  return pooling === "mean" ? "mean" : "last";
+}
 
 export interface EncodeOptions {
   /** A system message put before each list's own messages. */
@@ -121,7 +130,12 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
       const sequences = [encoded.prompt, ...candidates];
       for (const ids of sequences) checkIds(ids, vocab);
       return {
-        group: { sequences, anchored: true },
+        group: {
+          sequences,
+          anchored: true,
+          // A cut takes tokens off the end, and leaves some of the response.
+          ...(pooling === "mean" ? { poolFrom: [null, ...encoded.candidates.map((each) => each.responseStart)] } : {}),
+        },
         notes: {
           ...(encoded.templated ? {} : { template: "none" as const }),
           ...(encoded.usedClock ? { date: date ?? DEFAULT_DATE } : {}),

@@ -7,13 +7,17 @@ import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
 import { checkIds } from "../weights/tokenizer.ts";
-import { createListEncoder, type EncodeOptions, type ListEncoder } from "./encode.ts";
+import { createListEncoder, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { atLine, type Id, type SequenceLine } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
 export interface ExtractOptions extends EncodeOptions {
   /** Layers to read out, in the order of the output. */
   readonly layers: readonly number[];
+  /**
+   * The states of every token; or with `last` one state a sequence: a candidate's as `pooling` says, and the last token's
+   * of a prompt, a text or ids.
+   */
   readonly tokens: "last" | "all";
   readonly batchTokens?: number | undefined;
   readonly sharePrefix?: boolean | undefined;
@@ -62,7 +66,12 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
   const { layers, tokens, batchTokens, sharePrefix = true } = options;
   const { files } = model;
   const { vocab, maxPositions, hiddenSize } = files.spec.config;
-  const runner = await createRunner(model.loaded, { layers, output: tokens, batchTokens });
+  const runner = await createRunner(model.loaded, {
+    layers,
+    output: tokens === "last" ? "pooled" : "all",
+    pooling: runPooling(options.pooling),
+    batchTokens,
+  });
   let encoder: Promise<ListEncoder> | undefined;
 
   async function prepare(line: SequenceLine): Promise<{ group: SequenceGroup; notes: RankingNotes }> {
@@ -70,7 +79,8 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     if (line.kind === "list") {
       encoder ??= createListEncoder(files, options);
       const { group, notes } = (await encoder).encode(line.list);
-      return { group: { sequences: group.sequences }, notes };
+      // Nothing is compared with the prompt: a cut list need not repeat it.
+      return { group: { ...group, anchored: false }, notes };
     }
     const ids = line.kind === "ids" ? line.ids : encodeText(await files.tokenizer(), line.text);
     const cut = options.truncate && ids.length > maxPositions;

@@ -3,7 +3,7 @@ import type { Model } from "../engine/hidden-states.ts";
 import { createRunner, type Runner } from "../engine/runner.ts";
 import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
-import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder } from "./encode.ts";
+import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
 import {
   checkTopN,
@@ -88,7 +88,12 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
   const { layer = model.depth, batchTokens, topN, returnDocuments, sharePrefix = true } = options;
   checkTopN(topN);
   const encoder = await createListEncoder(model.files, options);
-  const runner = await createRunner(model.loaded, { layers: [layer], output: "scores", batchTokens });
+  const runner = await createRunner(model.loaded, {
+    layers: [layer],
+    output: "scores",
+    pooling: runPooling(options.pooling),
+    batchTokens,
+  });
 
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
     for await (const { line, encoded, error } of encodeLines(lines, encoder, runner, sharePrefix)) {

@@ -32,9 +32,9 @@ describe("one batch", () => {
     expect(more).toEqual([]);
     expect([...batch.ids]).toEqual([7, 8, 9, 1, 2, 3]);
     expect(batch.sequences).toEqual([
-      { group: 0, index: 0, prefixStart: 0, prefixLength: 3, ownStart: 3, length: 3 },
-      { group: 0, index: 1, prefixStart: 0, prefixLength: 3, ownStart: 3, length: 5 },
-      { group: 0, index: 2, prefixStart: 0, prefixLength: 3, ownStart: 5, length: 4 },
+      { group: 0, index: 0, prefixStart: 0, prefixLength: 3, ownStart: 3, length: 3, poolFrom: 2 },
+      { group: 0, index: 1, prefixStart: 0, prefixLength: 3, ownStart: 3, length: 5, poolFrom: 4 },
+      { group: 0, index: 2, prefixStart: 0, prefixLength: 3, ownStart: 5, length: 4, poolFrom: 3 },
     ]);
     const spans = [
       [0, 3, 3, 0],

@@ -9,8 +9,8 @@ import { goldenModel } from "../support/golden.ts";
 import {
   allStatesOf,
   lastStates,
-  lastStatesOf,
   limitedEngine,
+  pooledStatesOf,
   randomGroups,
   type StatesBySequence,
   shuffled,
@@ -73,8 +73,8 @@ describe.each([
     model = await loadBlocks(engine, files.checkpoint, files.spec, { depth });
     groups = randomGroups(title.length, 9, files.spec.config.vocab);
     layers = Array.from({ length: depth + 1 }, (_, k) => k);
-    using runner = await createRunner(model, { layers, output: "last", batchTokens: 512 });
-    expected = await lastStatesOf(runner, alone(groups));
+    using runner = await createRunner(model, { layers, output: "pooled", batchTokens: 512 });
+    expected = await pooledStatesOf(runner, alone(groups));
   });
   afterAll(async () => {
     model[Symbol.dispose]();
@@ -111,8 +111,8 @@ describe.each([
   it.each([8, 24, 50])("cut by a budget of %i rows: as whole", async (budget) => {
     const cut = packBatches(groups, { budget });
     expect(cut.length).toBeGreaterThan(groups.length / 3);
-    using runner = await createRunner(model, { layers, output: "last", batchTokens: 128 });
-    expect(differences(await lastStatesOf(runner, cut), expected)).toEqual([]);
+    using runner = await createRunner(model, { layers, output: "pooled", batchTokens: 128 });
+    expect(differences(await pooledStatesOf(runner, cut), expected)).toEqual([]);
   });
 
   it("cut lists that repeat their first sequence: as whole, every time", async () => {
@@ -122,9 +122,9 @@ describe.each([
     );
     const runs = cut.flatMap(({ sequences }) => sequences);
     expect(runs.length).toBeGreaterThan(expected.size);
-    using runner = await createRunner(model, { layers, output: "last", batchTokens: 128 });
+    using runner = await createRunner(model, { layers, output: "pooled", batchTokens: 128 });
     for (const batch of cut) {
-      const states = await lastStatesOf(runner, [batch]);
+      const states = await pooledStatesOf(runner, [batch]);
       const same = new Map([...states.keys()].map((name) => [name, expected.get(name)!]));
       expect(differences(states, same)).toEqual([]);
     }
@@ -135,8 +135,8 @@ describe.each([
     const [batch] = packBatches(groups, { budget: 512 });
     // More than two steps of each kind.
     expect(batch.ids.length).toBeGreaterThan(128);
-    using runner = await createRunner(cut, { layers, output: "last", batchTokens: 512 });
-    const states = await lastStatesOf(runner, [batch]);
+    using runner = await createRunner(cut, { layers, output: "pooled", batchTokens: 512 });
+    const states = await pooledStatesOf(runner, [batch]);
     const same = new Map([...states.keys()].map((name) => [name, expected.get(name)!]));
     expect(differences(states, same)).toEqual([]);
     using all = await createRunner(cut, { layers, output: "all", batchTokens: 512 });
@@ -176,12 +176,12 @@ describe.each([
   });
 
   it("a batch run again, after others and in a grown workspace: as the first time", async () => {
-    using runner = await createRunner(model, { layers, output: "last" });
+    using runner = await createRunner(model, { layers, output: "pooled" });
     const batches = packBatches(groups, { budget: 100 });
-    await lastStatesOf(runner, batches);
-    expect(differences(await lastStatesOf(runner, batches), expected)).toEqual([]);
+    await pooledStatesOf(runner, batches);
+    expect(differences(await pooledStatesOf(runner, batches), expected)).toEqual([]);
     runner.grow(runner.budget + 64);
-    expect(differences(await lastStatesOf(runner, batches), expected)).toEqual([]);
+    expect(differences(await pooledStatesOf(runner, batches), expected)).toEqual([]);
   });
 
   it("cosines do not depend on company either", async () => {

@@ -132,7 +132,7 @@ describe("the budget of a batch", () => {
 
   it("fits its plan, in every buffer, at the largest size that the limits allow", async () => {
     const { checkpoint, spec } = files;
-    for (const output of ["last", "all", "scores"] as const) {
+    for (const output of ["pooled", "all", "scores"] as const) {
       for (const rows of [8, 9, 100, 1000]) {
         const limits = limitsOf({ maxStorageBufferBindingSize: 4 * 512 * rows });
         const { maxBudget } = batchBudget(spec, limits, { taps: 6, output });
@@ -141,7 +141,7 @@ describe("the budget of a batch", () => {
         expect(() => checkPlan([...plan.values()], limits)).not.toThrow();
       }
     }
-    const wanted = { layers: [1, 2], output: "last", batchTokens: 1000 } as const;
+    const wanted = { layers: [1, 2], output: "pooled", batchTokens: 1000 } as const;
     const plan = await planRun(checkpoint, spec, wanted, limitsOf());
     expect(plan.bytes).toBe(plan.weights.bytes + sumBytes([...plan.workspace.values()]));
     expect(plan.rows).toBe(1000);
@@ -152,21 +152,21 @@ describe("the budget of a batch", () => {
 describe("working buffers", () => {
   it("grow with rows and taps, and hold only what the output needs", () => {
     const { spec } = files;
-    const plan = (rows: number, taps: number, output: "last" | "all" | "scores") =>
+    const plan = (rows: number, taps: number, output: "pooled" | "all" | "scores") =>
       planWorkspace(spec, { rows, taps, output });
     const bytes = (workspace: ReturnType<typeof plan>, name: "states" | "staging" | "x" | "read") =>
       workspace.get(name)?.bytes;
     expect([...plan(64, 1, "all").keys()]).not.toContain("states");
-    expect([...plan(64, 1, "last").keys()]).not.toContain("scores");
+    expect([...plan(64, 1, "pooled").keys()]).not.toContain("scores");
     expect([...plan(64, 1, "scores").keys()]).toEqual(expect.arrayContaining(["pairs", "scores", "states"]));
     expect(bytes(plan(64, 1, "all"), "x")).toBe(64 * 192 * 4);
     expect(bytes(plan(64, 1, "all"), "staging")).toBe(64 * 192 * 4);
     const read = 64 / MIN_SEQUENCE_ROWS;
-    expect(bytes(plan(64, 3, "last"), "states")).toBe(3 * read * 192 * 4);
-    expect(bytes(plan(64, 3, "last"), "staging")).toBe(3 * read * 192 * 4);
+    expect(bytes(plan(64, 3, "pooled"), "states")).toBe(3 * read * 192 * 4);
+    expect(bytes(plan(64, 3, "pooled"), "staging")).toBe(3 * read * 192 * 4);
     expect(bytes(plan(64, 3, "scores"), "staging")).toBe(2 * read * 4);
     // A batch of single tokens costs 8 rows each: the last of a budget that is no multiple of 8 has room, too.
-    expect(bytes(plan(65, 1, "last"), "read")).toBe(Math.ceil(65 / 8) * 192 * 4);
+    expect(bytes(plan(65, 1, "pooled"), "read")).toBe(Math.ceil(65 / 8) * 192 * 4);
   });
 
   it("beyond a limit are refused by name, size and limit; storage by the binding's, others by the buffer's", () => {

@@ -182,21 +182,21 @@ describe("hidden states", () => {
 describe("a runner", () => {
   it("refuses a batch that is larger than its working buffers", async () => {
     await using model = await loadModel(engine, goldenModel("llama").directory, { layer: 1 });
-    using runner = await createRunner(model.loaded, { layers: [1], output: "last", batchTokens: 16 });
+    using runner = await createRunner(model.loaded, { layers: [1], output: "pooled", batchTokens: 16 });
     const [batch] = packBatches([{ sequences: [new Int32Array(17)] }], { budget: 64 });
-    await expect(runner.lastStates(batch)).rejects.toThrow(failing("memory/batch", "17", "16"));
+    await expect(runner.pooledStates(batch)).rejects.toThrow(failing("memory/batch", "17", "16"));
   });
 
   it("gives what it was made for and nothing else, and goes on after a wrong call", async () => {
     await using model = await loadModel(engine, goldenModel("llama").directory, { layer: 1 });
     const [batch] = packBatches([{ sequences: [ids(1), ids(2)] }], { budget: 16 });
-    const make = (output: "scores" | "last" | "all") =>
+    const make = (output: "scores" | "pooled" | "all") =>
       createRunner(model.loaded, { layers: [1], output, batchTokens: 16 });
-    using last = await make("last");
+    using pooled = await make("pooled");
     using all = await make("all");
     using scores = await make("scores");
-    await expect(last.cosines(batch, [[0, 1]])).rejects.toThrow(failing("usage/output-kind", "'last'"));
-    await expect(all.lastStates(batch)).rejects.toThrow(failing("usage/output-kind", "'all'"));
+    await expect(pooled.cosines(batch, [[0, 1]])).rejects.toThrow(failing("usage/output-kind", "'pooled'"));
+    await expect(all.pooledStates(batch)).rejects.toThrow(failing("usage/output-kind", "'all'"));
     await expect(scores.allStates(batch, () => undefined)).rejects.toThrow(failing("usage/output-kind", "'scores'"));
     await expect(scores.cosines(batch, [[0, 2]])).rejects.toThrow(failing("usage/pairs", "sequence 2"));
     await expect(
@@ -207,13 +207,13 @@ describe("a runner", () => {
       ]),
     ).rejects.toThrow(failing("usage/pairs", "3 pairs"));
     expect((await scores.cosines(batch, [[0, 1]]))[0]).toBeGreaterThan(-1.0001);
-    last[Symbol.dispose]();
-    await expect(last.lastStates(batch)).rejects.toThrow(failing("device/disposed"));
+    pooled[Symbol.dispose]();
+    await expect(pooled.pooledStates(batch)).rejects.toThrow(failing("device/disposed"));
   });
 
   it("answers calls that overlap one after the other, as if they did not", async () => {
     await using model = await loadModel(engine, goldenModel("llama").directory, { layer: 1 });
-    using runner = await createRunner(model.loaded, { layers: [1], output: "last", batchTokens: 64 });
+    using runner = await createRunner(model.loaded, { layers: [1], output: "pooled", batchTokens: 64 });
     const batches = [3, 9, 17].map(
       (length) =>
         packBatches([{ sequences: [Int32Array.from({ length }, (_, i) => (7 * i + length) % 250)] }], {
@@ -221,7 +221,7 @@ describe("a runner", () => {
         })[0]!,
     );
     const alone: Float32Array[] = [];
-    for (const batch of batches) alone.push(await runner.lastStates(batch));
-    expect(await Promise.all(batches.map((batch) => runner.lastStates(batch)))).toEqual(alone);
+    for (const batch of batches) alone.push(await runner.pooledStates(batch));
+    expect(await Promise.all(batches.map((batch) => runner.pooledStates(batch)))).toEqual(alone);
   });
 });

@@ -40,10 +40,10 @@ describe("what is read", () => {
     expect(checkpoint.has("lm_head.weight") && checkpoint.has("model.norm.weight")).toBe(true);
     using model = await loadBlocks(engine, checkpoint, spec, { depth: spec.blocks.length });
     const before = checkpoint.log.bytes;
-    using runner = await createRunner(model, { layers: [3], output: "last", batchTokens: 64 });
+    using runner = await createRunner(model, { layers: [3], output: "pooled", batchTokens: 64 });
     const rowBytes = 2 * spec.config.hiddenSize;
     const run = (...ids: number[]) =>
-      runner.lastStates(packBatches([{ sequences: [Int32Array.from(ids)] }], { budget: 64 })[0]);
+      runner.pooledStates(packBatches([{ sequences: [Int32Array.from(ids)] }], { budget: 64 })[0]);
 
     await run(5, 250, 5, 7, 250);
     expect(checkpoint.log.tensors.get(spec.embedding)).toBe(3 * rowBytes);
@@ -84,43 +84,46 @@ describe("what is read", () => {
 });
 
 describe("what is held", () => {
-  it.each(["last", "all", "scores"] satisfies RunOutput[])("output %s: the plan, buffer by buffer", async (output) => {
-    await using files = await openModelFiles(goldenModel("mistral-window").directory);
-    const { checkpoint, spec } = files;
-    const layers = output === "scores" ? [2] : [2, 0];
-    const plan = await planRun(checkpoint, spec, { layers, output, batchTokens: 100 }, device.info.limits);
-    const model = await loadBlocks(engine, checkpoint, spec, { depth: 2 });
-    expect(bySize(device.liveBuffers)).toEqual(bySize(plan.weights.blocks.flatMap(blockBuffers)));
-    expect(device.liveBytes).toBe(model.plan.bytes);
+  it.each(["pooled", "all", "scores"] satisfies RunOutput[])(
+    "output %s: the plan, buffer by buffer",
+    async (output) => {
+      await using files = await openModelFiles(goldenModel("mistral-window").directory);
+      const { checkpoint, spec } = files;
+      const layers = output === "scores" ? [2] : [2, 0];
+      const plan = await planRun(checkpoint, spec, { layers, output, batchTokens: 100 }, device.info.limits);
+      const model = await loadBlocks(engine, checkpoint, spec, { depth: 2 });
+      expect(bySize(device.liveBuffers)).toEqual(bySize(plan.weights.blocks.flatMap(blockBuffers)));
+      expect(device.liveBytes).toBe(model.plan.bytes);
 
-    const runner = await createRunner(model, { layers, output, batchTokens: 100 });
-    const planned = [...plan.weights.blocks.flatMap(blockBuffers), ...plan.workspace.values()];
-    expect(bySize(device.liveBuffers)).toEqual(bySize(planned));
-    expect(bySize(runner.plan)).toEqual(bySize([...plan.workspace.values()]));
-    expect([device.liveBytes, runner.bytes]).toEqual([plan.bytes, plan.bytes]);
+      const runner = await createRunner(model, { layers, output, batchTokens: 100 });
+      const planned = [...plan.weights.blocks.flatMap(blockBuffers), ...plan.workspace.values()];
+      expect(bySize(device.liveBuffers)).toEqual(bySize(planned));
+      expect(bySize(runner.plan)).toEqual(bySize([...plan.workspace.values()]));
+      expect([device.liveBytes, runner.bytes]).toEqual([plan.bytes, plan.bytes]);
 
-    const batch = packBatches([{ sequences: [Int32Array.of(1, 2), Int32Array.of(1, 3)] }], { budget: 100 })[0];
-    if (output === "scores") await runner.cosines(batch, [[0, 1]]);
-    else if (output === "last") await runner.lastStates(batch);
-    else await runner.allStates(batch, () => undefined);
-    expect(device.liveBytes).toBe(plan.bytes);
+      const batch = packBatches([{ sequences: [Int32Array.of(1, 2), Int32Array.of(1, 3)] }], { budget: 100 })[0];
+      if (output === "scores") await runner.cosines(batch, [[0, 1]]);
+      else if (output === "pooled") await runner.pooledStates(batch);
+      else await runner.allStates(batch, () => undefined);
+      expect(device.liveBytes).toBe(plan.bytes);
 
-    runner[Symbol.dispose]();
-    expect(device.liveBytes).toBe(model.plan.bytes);
-    model[Symbol.dispose]();
-    expect(device.liveBytes).toBe(0);
-  });
+      runner[Symbol.dispose]();
+      expect(device.liveBytes).toBe(model.plan.bytes);
+      model[Symbol.dispose]();
+      expect(device.liveBytes).toBe(0);
+    },
+  );
 
   it("a grown runner holds the larger plan, and nothing of the smaller one", async () => {
     await using files = await openModelFiles(goldenModel("mistral-window").directory);
     using model = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 1 });
-    using runner = await createRunner(model, { layers: [1], output: "last" });
+    using runner = await createRunner(model, { layers: [1], output: "pooled" });
     const small = runner.bytes;
     runner.grow(runner.budget - 1);
     expect(runner.bytes).toBe(small);
     runner.grow(4000);
     expect(runner.budget).toBe(4000);
-    const larger = [...planWorkspace(files.spec, { rows: 4000, taps: 1, output: "last" }).values()];
+    const larger = [...planWorkspace(files.spec, { rows: 4000, taps: 1, output: "pooled" }).values()];
     expect(bySize(runner.plan)).toEqual(bySize(larger));
     expect(runner.bytes).toBeGreaterThan(small);
     expect(device.liveBytes).toBe(runner.bytes);

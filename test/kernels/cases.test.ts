@@ -56,15 +56,15 @@ describe.each([...new Set(cases.map(({ kernel }) => kernel.name))])("%s", (op) =
 it("covers every op, every weight type, and both kinds of variant", () => {
   expect(new Set(cases.map(({ kernel }) => kernel.name))).toEqual(
     new Set([
-      ...["matmul", "rmsNorm", "rope", "rowGather", "cosine", "attention"],
+      ...["matmul", "rmsNorm", "rope", "rowGather", "spanMean", "cosine", "attention"],
       ...["matmulWeightGrad", "columnSum", "layerNorm", "layerNormGrad", "gelu", "geluGrad"],
       ...["listAttention", "listAttentionGrad", "listCosine", "listCosineGrad", "standardise", "canonicalOrder"],
-      ...["adamw", "squareSum", "stepStatus"],
+      ...["listLoss", "adamw", "squareSum", "stepStatus"],
     ]),
   );
   for (const op of [
     ...["matmul", "rmsNorm", "cosine", "attention"],
-    ...["matmulWeightGrad", "layerNorm", "layerNormGrad", "listCosine", "squareSum"],
+    ...["matmulWeightGrad", "layerNorm", "layerNormGrad", "listCosine", "squareSum", "listLoss"],
   ]) {
     const kinds = new Set(cases.filter(({ kernel }) => kernel.name === op).map(({ kernel }) => kernel.subgroups));
     expect([op, kinds]).toEqual([op, new Set(engine.target.subgroupSize > 0 ? [true, false] : [false])]);

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { lossGradientCases } from "../../kernels/cases-loss.ts";
 import { scorerGradientCases } from "../../kernels/cases-scorer.ts";
 
 /** Central differences in float64: the error of the quotient is about STEP^2, that of the arithmetic 1e-16 / STEP. */
@@ -6,7 +7,7 @@ const STEP = 1e-5;
 const TOLERANCE = 1e-8;
 
 describe("backward twins against finite differences", () => {
-  it.each(scorerGradientCases())("$title", ({ inputs, scalar, gradient }) => {
+  it.each([...scorerGradientCases(), ...lossGradientCases()])("$title", ({ inputs, scalar, gradient }) => {
     const given = inputs();
     const claimed = gradient(given);
     expect(Object.keys(claimed)).toEqual(Object.keys(given));

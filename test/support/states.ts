@@ -33,14 +33,14 @@ export function shuffled<T>(items: readonly T[], seed: number): { readonly item:
   return order;
 }
 
-/** States of last tokens, (K, D) for every sequence, under `group/index`. */
+/** Pooled states, (K, D) for every sequence, under `group/index`. */
 export type StatesBySequence = ReadonlyMap<string, Float32Array>;
 
-/** Runs batches through a runner with output `last`. */
-export async function lastStatesOf(runner: Runner, batches: readonly Batch[]): Promise<StatesBySequence> {
+/** Runs batches through a runner with output `pooled`. */
+export async function pooledStatesOf(runner: Runner, batches: readonly Batch[]): Promise<StatesBySequence> {
   const found = new Map<string, Float32Array>();
   for (const batch of batches) {
-    const states = await runner.lastStates(batch);
+    const states = await runner.pooledStates(batch);
     const size = states.length / batch.sequences.length;
     for (const [s, { group, index }] of batch.sequences.entries())
       found.set(`${group}/${index}`, states.subarray(s * size, (s + 1) * size));
@@ -77,8 +77,8 @@ export async function lastStates(
   layers: readonly number[],
   options: Partial<PackOptions> = {},
 ): Promise<StatesBySequence> {
-  using runner = await createRunner(model, { layers, output: "last", batchTokens: 512 });
-  return await lastStatesOf(runner, packBatches(groups, { budget: 512, ...options }));
+  using runner = await createRunner(model, { layers, output: "pooled", batchTokens: 512 });
+  return await pooledStatesOf(runner, packBatches(groups, { budget: 512, ...options }));
 }
 
 /**

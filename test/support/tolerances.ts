@@ -35,6 +35,8 @@ export const TOLERANCES: Readonly<Record<string, Readonly<Partial<Record<WeightT
   rmsNorm: { f32: BASE },
   rope: { f32: BASE },
   rowGather: { f32: EXACT },
+  // Means of up to 1001 rows: the sum cancels.
+  spanMean: { f32: LONG_SUM },
   cosine: { f32: BASE },
   attention: { f32: EXPONENTIAL },
   matmulWeightGrad: { f32: LONG_SUM },
@@ -49,6 +51,8 @@ export const TOLERANCES: Readonly<Record<string, Readonly<Partial<Record<WeightT
   listCosine: { f32: BASE },
   // For the instruction a sum over the list, in which the parts along its state cancel.
   listCosineGrad: { f32: LONG_SUM },
+  // Losses of long lists sum many exponentials.
+  listLoss: { f32: EXPONENTIAL },
   standardise: { f32: BASE },
   canonicalOrder: { f32: EXACT },
   adamw: { f32: BASE },
