@@ -9,11 +9,13 @@ import { extractCommand } from "./extract.ts";
 import { inspectCommand } from "./inspect.ts";
 import { rankCommand } from "./rank.ts";
 import { EXIT, exitCodeOf, reportError } from "./terminal.ts";
+import { trainCommand } from "./train.ts";
 
 const program = new Command("stratum")
   .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
   .version(packageVersion());
 rankCommand(program);
+trainCommand(program);
 extractCommand(program);
 inspectCommand(program);
 doctorCommand(program);

@@ -118,6 +118,53 @@ export function stopSignal(): StopSignal {
   return { signal: controller.signal, exitCode: () => code };
 }
 
+export interface TrainProgress {
+  start(steps: number, done: number): void;
+  step(record: { readonly step: number; readonly loss: number }): void;
+  epoch(record: { readonly epoch: number; readonly validation: { readonly top1: number } | null }, best: boolean): void;
+  stop(): void;
+}
+
+/** Weight of the newest loss in the one that is shown. */
+const SMOOTHING = 0.1;
+
+/** A training's progress on stderr: a bar where it is a terminal, else a line now and then. */
+export function startTrainProgress(): TrainProgress {
+  let smooth: number | undefined;
+  let top1 = "-";
+  let bar: SingleBar | undefined;
+  let lastLine = performance.now();
+  return {
+    start(steps, done) {
+      if (quiet || !process.stderr.isTTY) return;
+      bar = new SingleBar({
+        stream: process.stderr,
+        format: "{bar} {value}/{total} steps · loss {loss} · validation top-1 {top1} · {eta_formatted} left",
+        barCompleteChar: "█",
+        barIncompleteChar: "░",
+        barsize: 24,
+        hideCursor: true,
+        clearOnComplete: true,
+      });
+      bar.start(steps, done, { loss: "-", top1 });
+    },
+    step({ step, loss }) {
+      smooth = smooth === undefined ? loss : smooth + SMOOTHING * (loss - smooth);
+      bar?.update(step + 1, { loss: smooth.toFixed(3), top1 });
+    },
+    epoch({ epoch, validation }, best) {
+      if (validation !== null) top1 = `${validation.top1.toFixed(3)}${best ? " (best)" : ""}`;
+      if (bar !== undefined || performance.now() - lastLine < LINE_MS) return;
+      lastLine = performance.now();
+      note(`epoch ${epoch + 1}: loss ${(smooth ?? 0).toFixed(3)}, validation top-1 ${top1}`);
+    },
+    stop: () => bar?.stop(),
+  };
+}
+
+/** Between two lines of progress, where there is no terminal. */
+const LINE_MS = 10_000;
+
 export interface Progress {
   add(lists: number, tokens: number): void;
   /** Takes the bar away while something else is written. */

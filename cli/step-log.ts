@@ -1,0 +1,64 @@
+/** `train --log`: a JSON line a step. The lines of a resumed run follow those that its checkpoint covers. */
+import { type FileHandle, open, readFile } from "node:fs/promises";
+import { messageOf, StratumError } from "../errors.ts";
+
+export interface StepLog {
+  /** Opens the file: anew, or with the lines of the steps before `from`. */
+  begin(from: number): Promise<void>;
+  add(record: { readonly step: number; readonly loss: number }): void;
+  /** Writes what was added, and waits for the disk. */
+  flush(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** @param path nothing is written without */
+export async function openStepLog(path: string | undefined): Promise<StepLog> {
+  let file: FileHandle | undefined;
+  let waiting: string[] = [];
+  const guarded = async (step: () => Promise<void>) => {
+    try {
+      await step();
+    } catch (cause) {
+      const message = `the log ${path} could not be written: ${messageOf(cause)}`;
+      throw new StratumError("file/write-failed", message, "check that its folder exists, and the free space", cause);
+    }
+  };
+  return {
+    begin: (from) =>
+      guarded(async () => {
+        if (path === undefined) return;
+        const before = from > 0 ? await keptLines(path, from) : [];
+        file = await open(path, "w");
+        await file.writeFile(before.join(""));
+      }),
+    add({ step, loss }) {
+      if (path !== undefined) waiting.push(`${JSON.stringify({ step, loss })}\n`);
+    },
+    flush: () =>
+      guarded(async () => {
+        if (file === undefined || waiting.length === 0) return;
+        const lines = waiting.join("");
+        waiting = [];
+        await file.appendFile(lines);
+        await file.sync();
+      }),
+    async close() {
+      await file?.close();
+      file = undefined;
+    },
+  };
+}
+
+/** The lines of an earlier log that belong to steps before `from`. */
+async function keptLines(path: string, from: number): Promise<string[]> {
+  const text = await readFile(path, "utf8").catch((cause: NodeJS.ErrnoException) => {
+    if (cause.code === "ENOENT") return "";
+    throw cause;
+  });
+  const kept: string[] = [];
+  for (const line of text.split("\n")) {
+    const step = /^\{"step":(\d+),"loss":[^}]*\}$/.exec(line)?.[1];
+    if (step !== undefined && Number(step) === kept.length && Number(step) < from) kept.push(`${line}\n`);
+  }
+  return kept;
+}

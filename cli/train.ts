@@ -1,0 +1,483 @@
+/** `stratum train`: lists or features in, a scorer's folder out. */
+import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { fingerprint } from "../engine/fingerprint.ts";
+import { resolveLayer } from "../engine/layers.ts";
+import type { Engine } from "../engine/model.ts";
+import { messageOf, StratumError } from "../errors.ts";
+import { LOSSES, type LossName } from "../kernels/list-loss.ts";
+import type { EpochRecord } from "../scorer/checkpoint.ts";
+import type { Pooling } from "../scorer/encode.ts";
+import type { FeatureSource } from "../scorer/feature-source.ts";
+import { openFeatures } from "../scorer/features-file.ts";
+import { type InstructionRecord, instructionKey } from "../scorer/instructions.ts";
+import { PRESETS, type PresetName, type Recipe } from "../scorer/presets.ts";
+import { splitByInstruction } from "../scorer/sampling.ts";
+import { SCHEDULES, type ScheduleName } from "../scorer/schedule.ts";
+import { type BaseModel, inspectWeights, loadWeights, saveScorer, saveWeights } from "../scorer/scorer-file.ts";
+import { SCORER_HEADS, type ScorerHead, type ScorerSpec } from "../scorer/scorer-spec.ts";
+import { type TrainOptions, type TrainPlan, type TrainResult, trainScorer } from "../scorer/train.ts";
+import type { StepRecord } from "../scorer/trainer.ts";
+import { curve } from "./chart.ts";
+import {
+  addRunOptions,
+  modelDirectory,
+  packageVersion,
+  positiveInteger,
+  type RunFlags,
+  withEngine,
+  withModelFiles,
+} from "./common.ts";
+import { withFeatures } from "./features.ts";
+import { formatBytes, formatCount, formatSeconds } from "./format.ts";
+import { openStepLog } from "./step-log.ts";
+import { EXIT, note, type StopSignal, startTrainProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
+
+interface TrainFlags extends Omit<RunFlags, "pooling"> {
+  readonly output: string;
+  readonly layer?: string;
+  readonly pooling?: Pooling;
+  readonly preset: PresetName;
+  readonly features?: string;
+  readonly init?: string;
+  readonly head?: ScorerHead;
+  readonly width?: number;
+  readonly heads?: number;
+  readonly ffn?: number;
+  readonly tau?: number;
+  readonly loss?: LossName;
+  readonly dropout?: number;
+  readonly lr?: number;
+  readonly weightDecay?: number;
+  readonly clip?: number;
+  readonly schedule?: ScheduleName;
+  readonly warmup?: number;
+  readonly batchLists?: number;
+  readonly fullBatch?: boolean;
+  readonly epochs?: number;
+  readonly steps?: number;
+  readonly subLists?: number;
+  readonly validation?: number | false;
+  readonly select?: "loss" | "top1";
+  readonly patience?: number;
+  readonly holdOut: number;
+  readonly standardise: boolean;
+  readonly seed: number;
+  readonly log?: string;
+  readonly resume?: boolean;
+  readonly overwrite?: boolean;
+  readonly checkpointEvery: number;
+  readonly gpuMemory: number;
+  readonly cache: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  $ stratum train lists.jsonl --model path/to/model -o scorer
+  $ stratum train lists.jsonl --model path/to/model --layer 60% --hold-out 0.3 --seed 2 -o scorer
+  $ stratum train --features features.safetensors --loss listnet --no-validation -o scorer
+  $ stratum eval lists.jsonl --model path/to/model --scorer scorer
+
+Lists need labels: {"instruction": "...", "candidates": [{"text": "...", "label": 1}, {"text": "...", "label": 0}]}.
+Lists with a missing label, or whose labels are all alike, teach nothing and are left out.
+The folder: scorer.safetensors and scorer.json (the best epoch), last.safetensors (the last step), checkpoint.safetensors
+(for --resume). What a preset sets, a flag overrides.
+Exit codes: 0 done, 1 unusable lists or a diverged training, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
+
+/** Declares the command. */
+export function trainCommand(program: Command): void {
+  const command = program
+    .command("train")
+    .description("train a scorer on labelled lists")
+    .argument("[lists]", "JSONL file of labelled lists")
+    .requiredOption("-o, --output <dir>", "the scorer's folder")
+    .addOption(
+      new Option("--preset <name>", "what the other options begin with").choices(Object.keys(PRESETS)).default("srr"),
+    )
+    .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks (preset: 25%)")
+    .option("--features <file>", "train on given features instead of lists and a model")
+    .option("--init <file>", "first weights, safetensors with PyTorch's names; sizes are the file's")
+    .addOption(new Option("--head <name>", "with attention between candidates, or without").choices(SCORER_HEADS))
+    .option("--width <p>", "the scorer's width", positiveInteger)
+    .option("--heads <n>", "attention heads", positiveInteger)
+    .option("--ffn <n>", "width of the feed-forward layer", positiveInteger)
+    .option("--tau <t>", "temperature: scores are divided by it", number(0, Number.MAX_VALUE, "a number above 0", true))
+    .addOption(new Option("--loss <name>", "loss over a list").choices(LOSSES))
+    .option("--dropout <rate>", "rate of all dropouts", number(0, 0.99, "a number from 0 to 0.99"))
+    .option("--lr <rate>", "learning rate", number(0, Number.MAX_VALUE, "a number from 0"))
+    .option("--weight-decay <w>", "decoupled weight decay", number(0, Number.MAX_VALUE, "a number from 0"))
+    .option(
+      "--clip <norm>",
+      "bound of the gradient's global norm; 0: none",
+      number(0, Number.MAX_VALUE, "a number from 0"),
+    )
+    .addOption(new Option("--schedule <name>", "of the learning rate after the warm-up").choices(SCHEDULES))
+    .option("--warmup <steps>", "steps of linear warm-up", wholeNumber)
+    .option("--batch-lists <n>", "lists a step", positiveInteger)
+    .option("--full-batch", "every list in every step, whole and in order")
+    .option("--epochs <n>", "passes over the lists", positiveInteger)
+    .option("--steps <n>", "steps in all, instead of --epochs", positiveInteger)
+    .option(
+      "--sub-lists <share>",
+      "how often a list is drawn as a random part of itself",
+      number(0, 1, "a share from 0 to 1"),
+    )
+    .option("--validation <share>", "lists that validate, by instruction", number(0, 0.9, "a share from 0 to 0.9"))
+    .option("--no-validation", "train on all lists; the last weights count")
+    .addOption(
+      new Option("--select <by>", "the best epoch has the lowest validation loss, or the highest top-1").choices([
+        "loss",
+        "top1",
+      ]),
+    )
+    .option("--patience <epochs>", "end after so many epochs without a better one; 0: never", wholeNumber)
+    .option(
+      "--hold-out <share>",
+      "lists kept away from the training, by instruction, for stratum eval",
+      number(0, 0.9, "a share from 0 to 0.9"),
+      0,
+    )
+    .option("--no-standardise", "take features as they are")
+    .option("--seed <n>", "of everything random", wholeNumber, 0)
+    .option("--log <file>", 'a line {"step", "loss"} a step, the loss before its update')
+    .option("--resume", "go on from the folder's checkpoint, bit for bit")
+    .option("--overwrite", "replace a folder that exists")
+    .option("--checkpoint-every <steps>", "steps between checkpoints", positiveInteger, 200)
+    .option(
+      "--gpu-memory <bytes>",
+      "features up to so many bytes stay on the GPU, as 2GiB or 500MB",
+      byteCount,
+      2 * 2 ** 30,
+    )
+    .option("--no-cache", "compute features anew and keep none")
+    .addHelpText("after", EXAMPLES);
+  addRunOptions(command, "a JSON summary on stdout").action(async (lists: string | undefined, flags: TrainFlags) => {
+    // The default of --pooling is the preset's, unless it was asked for.
+    const { pooling, ...rest } = flags;
+    const given = command.getOptionValueSource("pooling") === "cli" ? { pooling } : {};
+    process.exitCode = await runTrain(lists, { ...rest, ...given } as TrainFlags);
+  });
+}
+
+function number(low: number, high: number, what: string, above = false): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === "" || !Number.isFinite(value) || value < low || value > high || (above && value === low))
+      throw new InvalidArgumentError(`${what} is needed.`);
+    return value;
+  };
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text.trim()) || !Number.isSafeInteger(value))
+    throw new InvalidArgumentError("a whole number from 0 is needed.");
+  return value;
+}
+
+function byteCount(text: string): number {
+  const found = /^(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?$/i.exec(text.trim());
+  if (found === null) throw new InvalidArgumentError("a size is needed, such as 2GiB or 500MB.");
+  const [, value, unit = ""] = found;
+  const power = ["", "k", "m", "g", "t"].indexOf(unit.charAt(0).toLowerCase());
+  return Math.floor(Number(value) * (unit.endsWith("i") ? 1024 : 1000) ** power);
+}
+
+/** The recipe of the preset with what the flags say. */
+function recipeOf(flags: TrainFlags): Recipe {
+  const preset: Recipe = PRESETS[flags.preset];
+  const given = Object.fromEntries(
+    Object.entries(flags).filter(([name, value]) => name in preset && value !== undefined),
+  ) as Partial<Recipe>;
+  const validation = flags.validation === false ? 0 : (flags.validation ?? preset.validation);
+  return {
+    ...preset,
+    ...given,
+    validation,
+    ...(flags.fullBatch ? { batchLists: "all" as const, subLists: flags.subLists ?? 0 } : {}),
+    standardise: flags.standardise && preset.standardise,
+  };
+}
+
+async function specOf(flags: TrainFlags, recipe: Recipe, dim: number): Promise<ScorerSpec> {
+  const { head, heads, tau } = recipe;
+  if (flags.init === undefined) {
+    return { head, dim, width: recipe.width, heads, ffn: flags.ffn ?? recipe.ffnFactor * recipe.width, tau };
+  }
+  const sizes = await inspectWeights(flags.init);
+  const asked = { head: flags.head, width: flags.width, ffn: flags.ffn, dim };
+  for (const name of ["head", "width", "ffn", "dim"] as const) {
+    if (asked[name] === undefined || asked[name] === sizes[name]) continue;
+    throw new StratumError(
+      "scorer/tensor-shape",
+      `${flags.init} holds a scorer of ${name} ${sizes[name]}; ${name === "dim" ? "the features have" : "asked for is"} ${asked[name]}`,
+      name === "dim" ? "give weights and features of one model" : `leave out --${name}: the file decides`,
+    );
+  }
+  return { ...sizes, heads, tau };
+}
+
+/** Checks the folder before any work. @throws {StratumError} `usage/output-exists`, `usage/output` */
+async function claimFolder({ output, resume, overwrite }: TrainFlags): Promise<void> {
+  const found = await stat(output).catch(() => undefined);
+  if (found !== undefined && !found.isDirectory())
+    throw new StratumError("usage/output", `${output} is a file`, "give -o the name of a folder");
+  const names = found === undefined ? [] : await readdir(output);
+  if (names.length > 0 && !resume && !overwrite) {
+    const ours = names.includes("checkpoint.safetensors");
+    throw new StratumError(
+      "usage/output-exists",
+      `${output} exists and is not empty`,
+      `${ours ? "go on with --resume, replace it with --overwrite" : "replace it with --overwrite"}, or give -o another name`,
+    );
+  }
+  try {
+    await mkdir(output, { recursive: true });
+    if (!overwrite || resume) return;
+    // Only what training writes: a folder may hold other people's files.
+    for (const name of ["scorer.json", "scorer.safetensors", "last.safetensors", "checkpoint.safetensors"])
+      await rm(join(output, name), { force: true });
+  } catch (cause) {
+    throw new StratumError(
+      "file/write-failed",
+      `${output} cannot be made: ${messageOf(cause)}`,
+      "check permissions and free space",
+      cause,
+    );
+  }
+}
+
+/** What is known of the features' origin. */
+interface Origin {
+  readonly base: BaseModel | null;
+  readonly layer: number | null;
+  readonly pooling: Pooling | null;
+  readonly system: string | null;
+  /** Keys of the instructions, a list each. */
+  readonly instructions: readonly string[] | null;
+}
+
+async function runTrain(path: string | undefined, flags: TrainFlags): Promise<number> {
+  const stop = stopSignal();
+  if ((path === undefined) === (flags.features === undefined)) {
+    throw new StratumError(
+      "usage/list",
+      path === undefined ? "there is nothing to train on" : "both lists and --features were given",
+      "give a JSONL file of lists, or --features with a file of features",
+    );
+  }
+  const recipe = recipeOf(flags);
+  if (recipe.tau >= 1)
+    warn(
+      `warning: tau ${recipe.tau} is high: with scores from -1 to 1 one safe candidate among ten gets at most ${bestShare(recipe.tau, 10)} of the probability`,
+    );
+  await claimFolder(flags);
+  try {
+    return await withEngine(flags, async (engine) => {
+      if (flags.features !== undefined) {
+        await using source = await openFeatures(flags.features);
+        const origin = { base: null, layer: null, pooling: null, system: null, instructions: null };
+        note(
+          `features ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates, states ${source.dim} wide`,
+        );
+        return await train(engine, source, origin, recipe, flags, stop);
+      }
+      return withModelFiles(modelDirectory(flags.model), async (files) => {
+        const layer = resolveLayer(recipe.layer, files.spec.config.layers);
+        const { pooling } = recipe;
+        const { system, cache } = flags;
+        const request = { layers: [layer], pooling, system, cache };
+        return withFeatures(engine, files, path as string, request, flags, stop, async (found) => {
+          const [{ source }] = found.layers;
+          note(
+            `layer   ${layer} of ${files.spec.config.layers}, pooling ${pooling}: ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates`,
+          );
+          const origin: Origin = {
+            base: {
+              name: files.directory.split(/[\\/]/).filter(Boolean).at(-1) ?? "model",
+              fingerprint: await fingerprint(files, layer),
+            },
+            layer,
+            pooling,
+            system: system ?? null,
+            instructions: found.lists.map(instructionKey),
+          };
+          const code = await train(engine, source, origin, recipe, flags, stop);
+          return code === EXIT.ok && found.leftOut.length > 0 ? EXIT.someFailed : code;
+        });
+      });
+    });
+  } catch (thrown) {
+    // A folder that nothing came into is of no use.
+    await rmdir(flags.output).catch(() => undefined);
+    // A signal during the pass over the model: nothing was trained.
+    const stopped = stop.exitCode();
+    if (stopped === undefined || !stop.signal.aborted) throw thrown;
+    warn("stopped before the training began");
+    return stopped;
+  }
+}
+
+/** Share of the probability that the best score of 1 gets among m - 1 of -1. */
+function bestShare(tau: number, m: number): string {
+  return (1 / (1 + (m - 1) * Math.exp(-2 / tau))).toFixed(2);
+}
+
+async function train(
+  engine: Engine,
+  source: FeatureSource,
+  origin: Origin,
+  recipe: Recipe,
+  flags: TrainFlags,
+  stop: StopSignal,
+): Promise<number> {
+  const spec = await specOf(flags, recipe, source.dim);
+  const init = flags.init === undefined ? undefined : await loadWeights(flags.init, spec);
+  const keys = origin.instructions ?? Array.from({ length: source.lists }, (_, b) => String(b));
+  const [lists, held] = splitByInstruction(keys, [1 - flags.holdOut, flags.holdOut], flags.seed);
+  const {
+    layer: _layer,
+    pooling: _pooling,
+    head: _head,
+    width: _width,
+    heads: _heads,
+    ffnFactor: _ffn,
+    tau: _tau,
+    warmupShare,
+    ...rest
+  } = recipe;
+  const options: TrainOptions = {
+    ...rest,
+    spec,
+    seed: flags.seed,
+    steps: flags.steps,
+    warmup: flags.warmup ?? { share: warmupShare },
+  };
+  const log = await openStepLog(flags.log);
+  const losses: number[] = [];
+  const progress = startTrainProgress();
+  const begin = performance.now();
+  let plan: TrainPlan | undefined;
+  let result: TrainResult;
+  try {
+    result = await trainScorer(engine, source, options, {
+      ...{ instructions: keys, init, lists, residentLimit: flags.gpuMemory, signal: stop.signal },
+      checkpoint: {
+        path: join(flags.output, "checkpoint.safetensors"),
+        everySteps: flags.checkpointEvery,
+        resume: flags.resume ?? false,
+      },
+      async onPlan(found) {
+        plan = found;
+        note(planLine(engine, spec, recipe, found));
+        if (found.leftOut > 0)
+          note(`note    ${formatCount(found.leftOut)} lists teach nothing (a missing label, or all labels alike)`);
+        if (held.length > 0) note(`note    ${formatCount(held.length)} lists held out`);
+        await log.begin(found.from);
+        progress.start(found.steps, found.from);
+      },
+      onStep(record: StepRecord) {
+        losses.push(record.loss);
+        log.add(record);
+        progress.step(record);
+      },
+      onEpoch: (record: EpochRecord, best: boolean) => progress.epoch(record, best),
+      onCheckpoint: () => log.flush(),
+    });
+    await log.flush();
+  } finally {
+    progress.stop();
+    await log.close();
+  }
+  const stopped = result.interrupted ? stop.exitCode() : undefined;
+  if (stopped !== undefined) {
+    warn(`stopped after ${formatCount(result.steps)} steps; go on with the same command and --resume`);
+    return stopped;
+  }
+  const seconds = (performance.now() - begin) / 1000;
+  const of = (indices: readonly number[]) => [...new Set(indices.map((b) => keys[b]))].sort();
+  const instructions: InstructionRecord = {
+    train: of(result.trainLists),
+    validation: of(result.validationLists),
+    test: of(held),
+  };
+  const best = result.best === null ? null : result.epochs[result.best];
+  const { spec: _spec, ...recorded } = options;
+  await saveWeights(join(flags.output, "last.safetensors"), spec, result.last);
+  await saveScorer(flags.output, {
+    ...{ spec, base: origin.base, layer: origin.layer, pooling: origin.pooling, system: origin.system },
+    standardise: result.standardisation,
+    weights: result.weights,
+    training: {
+      ...{ stratum: packageVersion(), adapter: engine.device.info.name, preset: flags.preset, options: recorded },
+      ...{
+        parameters: result.plan.parameters,
+        lists: result.trainLists.length,
+        validation_lists: result.validationLists.length,
+      },
+      ...{ steps: result.steps, stopped_early: result.stoppedEarly, best, epochs: result.epochs },
+      ...(origin.instructions === null ? {} : { instructions }),
+    },
+  });
+  const summary = {
+    ...{
+      output: flags.output,
+      head: spec.head,
+      layer: origin.layer,
+      loss: recipe.loss,
+      parameters: result.plan.parameters,
+    },
+    ...{
+      lists: result.trainLists.length,
+      validation_lists: result.validationLists.length,
+      held_out_lists: held.length,
+    },
+    ...{ left_out_lists: result.plan.leftOut, steps: result.steps, epochs: result.epochs.length },
+    ...{
+      stopped_early: result.stoppedEarly,
+      best,
+      last_loss: losses.at(-1) ?? null,
+      seconds: Number(seconds.toFixed(3)),
+    },
+    ...{ adapter: engine.device.info.name, gpu_bytes: plan?.bytes ?? null },
+  };
+  if (flags.json) await writeStdout(`${JSON.stringify(summary)}\n`);
+  report(result, losses, best, seconds, flags, recipe);
+  return EXIT.ok;
+}
+
+function planLine(engine: Engine, spec: ScorerSpec, recipe: Recipe, plan: TrainPlan): string {
+  const head = spec.head === "listwise" ? `listwise, ${spec.heads} heads` : "pointwise";
+  const batch = recipe.batchLists === "all" ? "all lists" : `${recipe.batchLists} lists`;
+  return [
+    `adapter ${engine.device.info.name} (${engine.device.info.source})`,
+    `scorer  ${head}, width ${spec.width}, ${formatCount(plan.parameters)} parameters; loss ${recipe.loss}, tau ${spec.tau}`,
+    `plan    ${formatCount(plan.trainLists)} lists to train, ${formatCount(plan.validationLists)} to validate; ${formatCount(plan.steps)} steps of ${batch}${plan.from > 0 ? `, resumed after ${formatCount(plan.from)}` : ""}; on the GPU ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes), features ${plan.resident ? "resident" : "streamed"}`,
+  ].join("\n");
+}
+
+/** The end of a run, for people. */
+function report(
+  result: TrainResult,
+  losses: readonly number[],
+  best: EpochRecord | null,
+  seconds: number,
+  flags: TrainFlags,
+  recipe: Recipe,
+): void {
+  const width = Math.min(process.stderr.columns ?? 80, 100);
+  if (losses.length > 0) note(`\n${recipe.loss} loss by step\n${curve(losses, width)}`);
+  const top1 = result.epochs.flatMap(({ validation }) => (validation === null ? [] : [validation.top1]));
+  if (top1.length > 1) note(`\nvalidation top-1 by epoch\n${curve(top1, width)}`);
+  const kept =
+    best?.validation == null
+      ? "the last weights"
+      : `epoch ${best.epoch + 1}: validation top-1 ${best.validation.top1.toFixed(3)}, loss ${best.validation.loss.toFixed(3)}`;
+  note(
+    `\ndone    ${formatCount(result.steps)} steps, ${result.epochs.length} epochs${result.stoppedEarly ? " (ended early)" : ""} in ${formatSeconds(seconds)}; kept ${kept}`,
+  );
+  note(
+    `scorer  ${flags.output}: scorer.safetensors, scorer.json; try stratum ${flags.features === undefined ? "eval" : "eval --features"}`,
+  );
+}

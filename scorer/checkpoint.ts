@@ -1,0 +1,115 @@
+/**
+ * A training run that can be gone on with: one file with the weights, the optimizer's moments, the best weights so far, the
+ * statistics of the features, and in its metadata where the run stands. It appears whole or not at all.
+ */
+import { z } from "zod";
+import { messageOf, StratumError } from "../errors.ts";
+import { decodeFloats } from "../weights/floats.ts";
+import { openSafetensors } from "../weights/safetensors.ts";
+import { writeSafetensors } from "../weights/safetensors-writer.ts";
+import type { Standardisation } from "./feeder.ts";
+import type { OptimizerState } from "./trainer.ts";
+
+const epochRecord = z.object({
+  epoch: z.number(),
+  /** Steps done when the epoch ended. */
+  step: z.number(),
+  /** Mean loss of the epoch's steps, each before its update. */
+  loss: z.number(),
+  validation: z.object({ loss: z.number(), top1: z.number() }).nullable(),
+});
+
+/** What an epoch came to. */
+export type EpochRecord = Readonly<z.infer<typeof epochRecord>>;
+
+const progress = z.object({
+  /** Of this format. */
+  version: z.literal(1),
+  /** What must be the same for the run to go on: options, sizes, data. */
+  run: z.record(z.string(), z.unknown()),
+  step: z.number().int().nonnegative(),
+  epochs: z.array(epochRecord),
+  /** Losses of the steps of the epoch under way: how many, and their sum. */
+  partial: z.object({ steps: z.number(), loss: z.number() }),
+  /** Losses of the last steps, for the guard against divergence. */
+  recent: z.array(z.number()),
+  /** Index into `epochs` of the best one so far. */
+  best: z.number().nullable(),
+  /** Steps done when early stopping ended the run, and never before. */
+  stopped: z.boolean(),
+});
+
+/** Where a run stands. */
+export type TrainProgress = Readonly<z.infer<typeof progress>>;
+
+export interface Checkpoint {
+  readonly progress: TrainProgress;
+  readonly state: OptimizerState;
+  /** Flat weights of the best epoch; those of `state` where there is none yet. */
+  readonly best: Float32Array<ArrayBuffer>;
+  readonly standardisation: Standardisation;
+}
+
+const TENSORS = ["weights", "first", "second", "best", "mean", "scale"] as const;
+
+/** Writes a checkpoint over an older one. @throws {StratumError} `file/write-failed` */
+export async function writeCheckpoint(path: string, checkpoint: Checkpoint): Promise<void> {
+  const values: Readonly<Record<(typeof TENSORS)[number], Float32Array<ArrayBuffer>>> = {
+    ...checkpoint.state,
+    best: checkpoint.best,
+    ...checkpoint.standardisation,
+  };
+  const tensors = TENSORS.map((name) => ({
+    name,
+    dtype: "F32" as const,
+    shape: [values[name].length],
+    bytes: new Uint8Array(values[name].buffer, values[name].byteOffset, values[name].byteLength),
+  }));
+  await writeSafetensors(path, tensors, { metadata: { progress: JSON.stringify(checkpoint.progress) } });
+}
+
+/**
+ * Reads a checkpoint.
+ * @param count parameters, flat
+ * @param dim D
+ * @throws {StratumError} `train/no-checkpoint`, `train/bad-checkpoint`
+ */
+export async function readCheckpoint(path: string, count: number, dim: number): Promise<Checkpoint> {
+  const bad = (why: string, cause?: unknown) =>
+    new StratumError("train/bad-checkpoint", `${path}: ${why}`, "start the training anew in another folder", cause);
+  await using file = await openSafetensors(path).catch((cause: unknown) => {
+    if (cause instanceof StratumError && cause.code === "model/file-missing") {
+      throw new StratumError(
+        "train/no-checkpoint",
+        `${path} does not exist`,
+        "there is nothing to resume: leave out --resume, or check the folder",
+        cause,
+      );
+    }
+    throw bad(messageOf(cause), cause);
+  });
+  const sizes: Readonly<Record<(typeof TENSORS)[number], number>> = {
+    ...{ weights: count, first: count, second: count, best: count },
+    ...{ mean: 2 * dim, scale: 2 * dim },
+  };
+  const read = async (name: (typeof TENSORS)[number]) => {
+    const info = file.tensors.get(name);
+    if (info?.dtype !== "F32" || info.byteLength !== 4 * sizes[name])
+      throw bad(`no tensor ${name} of ${sizes[name]} F32`);
+    const values = decodeFloats(await file.read(name), "F32");
+    if (!values.every(Number.isFinite)) throw bad(`tensor ${name} holds NaN or infinity`);
+    return values;
+  };
+  let parsed: TrainProgress;
+  try {
+    parsed = progress.parse(JSON.parse(file.metadata["progress"] ?? ""));
+  } catch (cause) {
+    throw bad("it does not say where the run stands", cause);
+  }
+  return {
+    progress: parsed,
+    state: { weights: await read("weights"), first: await read("first"), second: await read("second") },
+    best: await read("best"),
+    standardisation: { mean: await read("mean"), scale: await read("scale") },
+  };
+}

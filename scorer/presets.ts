@@ -1,0 +1,66 @@
+/** Named recipes. What a command line leaves open comes from its preset. */
+import type { Pooling } from "./encode.ts";
+import type { ScorerSpec } from "./scorer-spec.ts";
+import type { TrainOptions } from "./train.ts";
+
+export interface Recipe extends Omit<TrainOptions, "spec" | "seed" | "steps" | "warmup"> {
+  /** As `--layer` takes it. */
+  readonly layer: string;
+  readonly pooling: Pooling;
+  readonly head: ScorerSpec["head"];
+  readonly width: number;
+  readonly heads: number;
+  /** F as a multiple of the width. */
+  readonly ffnFactor: number;
+  readonly tau: number;
+  /** Share of the steps over which the rate rises. */
+  readonly warmupShare: number;
+}
+
+/** Safety Representation Ranking (arXiv 2505.15710): the bottom quarter of the layers; what the paper leaves open is ours. */
+const srr: Recipe = {
+  layer: "25%",
+  pooling: "last",
+  head: "listwise",
+  width: 64,
+  heads: 4,
+  ffnFactor: 4,
+  tau: 0.2,
+  loss: "kl",
+  dropout: 0.1,
+  lr: 1e-3,
+  weightDecay: 1e-4,
+  clip: 1,
+  schedule: "cosine",
+  warmupShare: 0.05,
+  batchLists: 32,
+  epochs: 40,
+  subLists: 0.5,
+  validation: 0.2,
+  select: "loss",
+  patience: 10,
+  standardise: true,
+};
+
+export const PRESETS = {
+  srr,
+  /** Language Ranker (arXiv 2510.21883): the same head at three fifths of the depth. */
+  "language-ranker": { ...srr, layer: "60%" },
+  /** No attention between candidates: scores that can be compared across lists. */
+  pointwise: { ...srr, head: "pointwise", loss: "bce" },
+  /** A plain PyTorch implementation with nothing to hold it back, to compare with. */
+  reference: {
+    ...srr,
+    pooling: "end",
+    ffnFactor: 2,
+    tau: 0.1,
+    clip: 0,
+    schedule: "constant",
+    warmupShare: 0,
+    subLists: 0,
+    validation: 0,
+    patience: 0,
+  },
+} as const satisfies Readonly<Record<string, Recipe>>;
+
+export type PresetName = keyof typeof PRESETS;

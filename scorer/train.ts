@@ -1,0 +1,479 @@
+/**
+ * The training loop: lists drawn by seed, AdamW with a schedule, validation by instruction, early stopping, checkpoints.
+ * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
+ */
+import { createHash } from "node:crypto";
+import type { Engine } from "../engine/model.ts";
+import { sumBytes } from "../engine/plan.ts";
+import { StratumError } from "../errors.ts";
+import { checkLabels, type LossName } from "../kernels/list-loss.ts";
+import { listLossTwin } from "../kernels/list-loss-twin.ts";
+import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
+import { type FeatureSource, listLength } from "./feature-source.ts";
+import { type DrawnList, identity, measureStandardisation, type Standardisation } from "./feeder.ts";
+import { measureLists } from "./measures.ts";
+import { flatten, parameterLayout, unflatten } from "./network.ts";
+import { epochOrder, epochSubList, splitByInstruction, streamRandom } from "./sampling.ts";
+import { learningRate, type ScheduleName } from "./schedule.ts";
+import { checkScorerSpec, initialWeights, parameterShapes, type ScorerSpec } from "./scorer-spec.ts";
+import {
+  createTrainer,
+  LOG_SLOTS,
+  type OptimizerState,
+  planTrainer,
+  type StepRecord,
+  type Trainer,
+} from "./trainer.ts";
+
+export interface TrainOptions {
+  readonly spec: ScorerSpec;
+  readonly loss: LossName;
+  /** The rate of all dropouts, in [0, 1). */
+  readonly dropout: number;
+  readonly lr: number;
+  readonly weightDecay: number;
+  /** Bound of the gradient's global norm; 0: none. */
+  readonly clip: number;
+  readonly schedule: ScheduleName;
+  /** Steps of linear warm-up, or their share of all. */
+  readonly warmup: number | { readonly share: number };
+  /** Lists a step; "all": every training list in every step, in their order. */
+  readonly batchLists: number | "all";
+  /** Passes over the training lists. */
+  readonly epochs: number;
+  /** Steps in all; overrides `epochs`. */
+  readonly steps?: number | undefined;
+  /** How often a drawn list is a random part of itself, in [0, 1]. */
+  readonly subLists: number;
+  /** Share of the lists that validate, by instruction; 0: none, and the last weights count. */
+  readonly validation: number;
+  /** Which epoch's weights are the best: of the lowest validation loss, or of the highest top-1, ties by the loss. */
+  readonly select: "loss" | "top1";
+  /** Epochs without a better one that end the run; 0: never. */
+  readonly patience: number;
+  readonly standardise: boolean;
+  readonly seed: number;
+}
+
+export interface TrainRun {
+  /** An instruction's text a list, so that its lists stay on one side; by default every list is an instruction. */
+  readonly instructions?: readonly string[] | undefined;
+  /** First weights by PyTorch's names; by default drawn from the seed. */
+  readonly init?: ReadonlyMap<string, Float32Array> | undefined;
+  /** Lists to train on (validation included); default all. */
+  readonly lists?: readonly number[] | undefined;
+  /** Where checkpoints go; none are written without. */
+  readonly checkpoint?: { readonly path: string; readonly everySteps: number; readonly resume: boolean } | undefined;
+  /** Bytes of features that may stay on the GPU; beyond, they are brought batch by batch. Default 2 GiB. */
+  readonly residentLimit?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Before anything is allocated: what the run will hold on the GPU. */
+  readonly onPlan?: ((plan: TrainPlan) => void | Promise<void>) | undefined;
+  readonly onStep?: ((record: StepRecord) => void) | undefined;
+  readonly onEpoch?: ((record: EpochRecord, best: boolean) => void) | undefined;
+  /** A checkpoint was written: the steps that it covers. */
+  readonly onCheckpoint?: ((step: number) => Promise<void>) | undefined;
+}
+
+export interface TrainPlan {
+  readonly bytes: number;
+  /** All features stay on the GPU. */
+  readonly resident: boolean;
+  readonly trainLists: number;
+  readonly validationLists: number;
+  /** Lists that teach nothing: a missing label, or all labels alike. */
+  readonly leftOut: number;
+  readonly parameters: number;
+  readonly steps: number;
+  readonly stepsPerEpoch: number;
+  /** The step that the run begins at: above 0 when it is resumed. */
+  readonly from: number;
+}
+
+export interface TrainResult {
+  /** By PyTorch's names: those of the best epoch, or the last without validation. */
+  readonly weights: Map<string, Float32Array<ArrayBuffer>>;
+  readonly last: Map<string, Float32Array<ArrayBuffer>>;
+  readonly standardisation: Standardisation | null;
+  readonly epochs: readonly EpochRecord[];
+  /** Index into `epochs`. */
+  readonly best: number | null;
+  readonly steps: number;
+  /** Ended by early stopping. */
+  readonly stoppedEarly: boolean;
+  /** Ended by the signal, after a checkpoint. */
+  readonly interrupted: boolean;
+  /** Indices into the source. */
+  readonly trainLists: readonly number[];
+  readonly validationLists: readonly number[];
+  readonly plan: TrainPlan;
+}
+
+/** Rows of a batch on the GPU, unless a list is longer. */
+const BATCH_ROWS = 1024;
+const RESIDENT_LIMIT = 2 * 2 ** 30;
+/** The log is read at least this often where steps are slow, so that progress shows. */
+const LOG_MS = 250;
+
+/** The guard against divergence looks at so many steps, and ends a run whose mean loss over them is so far above chance. */
+const GUARD_STEPS = 64;
+const GUARD_FACTOR = 3;
+
+/** Lists that teach: every candidate labelled, and two grades. @throws {StratumError} `list/bad-labels`, `list/no-contrast` */
+export function trainableLists(source: FeatureSource, loss: LossName, lists?: readonly number[]): number[] {
+  const asked = lists ?? Array.from({ length: source.lists }, (_, b) => b);
+  let unlabelled = 0;
+  const usable = asked.filter((b) => {
+    const labels = source.labels.subarray(source.offsets[b], source.offsets[b + 1]);
+    if (labels.some(Number.isNaN)) {
+      unlabelled++;
+      return false;
+    }
+    if (labels.every((label) => label === labels[0])) return false;
+    const fault = checkLabels(loss, labels);
+    if (fault !== null) {
+      throw new StratumError(
+        "list/bad-labels",
+        `list ${b + 1}: ${fault}`,
+        `mend the labels, or choose a --loss that takes them (listnet, ranknet and listmle take any grade)`,
+      );
+    }
+    return true;
+  });
+  if (usable.length > 0) return usable;
+  throw new StratumError(
+    "list/no-contrast",
+    `none of ${asked.length} lists has candidates of two grades (${unlabelled} with a missing label)`,
+    'give lists whose candidates carry labels, "label": 1 for safe and 0 for not, both in one list',
+  );
+}
+
+/** Mean loss of lists whose scores are all equal: what an untrained scorer can be expected to have. */
+function chanceLoss(source: FeatureSource, lists: readonly number[], { loss, spec }: TrainOptions): number {
+  let sum = 0;
+  const some = lists.slice(0, 256);
+  for (const b of some) {
+    const m = listLength(source, b);
+    const losses = new Float64Array(1);
+    listLossTwin(
+      { loss },
+      {
+        cosines: new Float64Array(2 * (m + 1)),
+        labels: Float64Array.of(0, ...source.labels.subarray(source.offsets[b], source.offsets[b + 1])),
+        lists: Uint32Array.of(0, m + 1),
+        hyper: Float64Array.of(spec.tau, 1),
+        losses,
+        grads: new Float64Array(m + 1),
+        aux: new Float64Array(2 * (m + 1)),
+      },
+      1,
+    );
+    sum += losses[0] / some.length;
+  }
+  return sum;
+}
+
+/** What a resumed run must share with the one that wrote the checkpoint. */
+async function runIdentity(
+  source: FeatureSource,
+  options: TrainOptions,
+  run: TrainRun,
+  engine: Engine,
+): Promise<Record<string, unknown>> {
+  const hash = createHash("sha256");
+  const bytes = (values: Float32Array | Uint32Array) =>
+    new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  hash.update(bytes(source.offsets)).update(bytes(source.labels));
+  // A few lists stand for all of them: other features differ everywhere.
+  for (let i = 0; i < Math.min(8, source.lists); i++) {
+    const b = Math.floor((i * source.lists) / Math.min(8, source.lists));
+    const values = new Float32Array((1 + listLength(source, b)) * source.dim);
+    await source.readList(b, values);
+    hash.update(bytes(values));
+  }
+  for (const text of run.instructions ?? []) hash.update(`${text.length}:${text}`);
+  hash.update(Uint32Array.from(run.lists ?? []));
+  for (const [name, values] of run.init ?? []) hash.update(name).update(bytes(values));
+  return JSON.parse(
+    JSON.stringify({
+      ...options,
+      data: hash.digest("hex"),
+      adapter: engine.device.info.name,
+      init: run.init !== undefined,
+    }),
+  ) as Record<string, unknown>;
+}
+
+/**
+ * Trains a scorer.
+ * @throws {StratumError} `list/no-contrast`, `list/bad-labels`, `list/too-few`, `train/diverged`, `train/other-run`,
+ *   `train/no-checkpoint`, `scorer/bad-size`, `memory/...`, `state/not-finite`
+ */
+export async function trainScorer(
+  engine: Engine,
+  source: FeatureSource,
+  options: TrainOptions,
+  run: TrainRun = {},
+): Promise<TrainResult> {
+  const { spec, seed, batchLists } = options;
+  checkScorerSpec(spec);
+  const usable = trainableLists(source, options.loss, run.lists);
+  const [trainLists, validationLists] = splitLists(usable, options, run);
+  const perStep = batchLists === "all" ? trainLists.length : Math.min(batchLists, trainLists.length);
+  const stepsPerEpoch = Math.ceil(trainLists.length / perStep);
+  const steps = options.steps ?? options.epochs * stepsPerEpoch;
+  const warmup = typeof options.warmup === "number" ? options.warmup : Math.round(options.warmup.share * steps);
+  const schedule = { name: options.schedule, lr: options.lr, warmup, steps };
+  const longest = usable.reduce((most, b) => Math.max(most, 1 + listLength(source, b)), 0);
+  const layout = parameterLayout(spec);
+  const identityOfRun = await runIdentity(source, options, run, engine);
+  const resumed = run.checkpoint?.resume
+    ? await readCheckpoint(run.checkpoint.path, layout.count, source.dim)
+    : undefined;
+  if (resumed !== undefined) checkSameRun(resumed.progress.run, identityOfRun);
+  const sizes = {
+    spec,
+    rows: Math.max(longest, BATCH_ROWS),
+    stepLists: Math.max(perStep, 1),
+    residentLimit: run.residentLimit ?? RESIDENT_LIMIT,
+  };
+  const planned = planTrainer(source, engine.device.info.limits, sizes);
+  const plan: TrainPlan = {
+    bytes: sumBytes(planned),
+    resident: planned.some(({ label }) => label.startsWith("features.store")),
+    trainLists: trainLists.length,
+    validationLists: validationLists.length,
+    leftOut: (run.lists?.length ?? source.lists) - usable.length,
+    parameters: parameterShapes(spec).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0),
+    steps,
+    stepsPerEpoch,
+    from: resumed?.progress.step ?? 0,
+  };
+  await run.onPlan?.(plan);
+  const standardisation =
+    resumed?.standardisation ??
+    (options.standardise ? await measureStandardisation(source, trainLists) : identity(source.dim));
+  using trainer = await createTrainer(engine, source, { ...options, ...sizes, standardisation, seed: seed >>> 0 });
+  await trainer.feeder.load(trainer.network.buffers["x"]);
+
+  const fresh = () => ({
+    weights: flatten(layout, run.init ?? initialWeights(spec, seed)),
+    first: new Float32Array(layout.count),
+    second: new Float32Array(layout.count),
+  });
+  let state: OptimizerState = resumed?.state ?? fresh();
+  trainer.setState(state);
+  let bestWeights = resumed?.best ?? state.weights;
+  let progress: TrainProgress = resumed?.progress ?? {
+    version: 1,
+    run: identityOfRun,
+    step: 0,
+    epochs: [],
+    partial: { steps: 0, loss: 0 },
+    recent: [],
+    best: null,
+    stopped: false,
+  };
+  const chance = chanceLoss(source, trainLists, options);
+  let saved = resumed?.progress.step ?? -1;
+
+  /** Takes in the steps that the log holds. @throws {StratumError} `train/diverged` */
+  const settle = async () => {
+    for (const record of await trainer.readLog()) {
+      run.onStep?.(record);
+      const recent = [...progress.recent, record.loss].slice(-GUARD_STEPS);
+      const mean = recent.reduce((sum, loss) => sum + loss, 0) / recent.length;
+      const runaway = recent.length === GUARD_STEPS && mean > GUARD_FACTOR * Math.max(chance, 1e-3);
+      if (!record.sound || runaway) throw diverged(record, runaway ? mean : undefined, chance, options, run, saved);
+      const { steps: count, loss } = progress.partial;
+      progress = {
+        ...progress,
+        step: record.step + 1,
+        recent,
+        partial: { steps: count + 1, loss: loss + record.loss },
+      };
+    }
+  };
+  const save = async () => {
+    if (run.checkpoint === undefined || saved === progress.step) return;
+    state = await trainer.state();
+    if (!state.weights.every(Number.isFinite)) {
+      throw diverged(
+        { step: progress.step, loss: Number.NaN, gradNorm: Number.NaN, sound: false },
+        undefined,
+        chance,
+        options,
+        run,
+        saved,
+      );
+    }
+    if (progress.best === null) bestWeights = state.weights;
+    await writeCheckpoint(run.checkpoint.path, { progress, state, best: bestWeights, standardisation });
+    saved = progress.step;
+    await run.onCheckpoint?.(saved);
+  };
+  await save();
+
+  let lastRead = performance.now();
+  while (progress.step < steps && !progress.stopped && !run.signal?.aborted) {
+    const step = progress.step + trainer.pending;
+    const epoch = Math.floor(step / stepsPerEpoch);
+    const drawn = drawLists(source, trainLists, options, epoch, step % stepsPerEpoch, perStep);
+    await trainer.step(step, drawn, learningRate(schedule, step));
+    const epochEnds = (step + 1) % stepsPerEpoch === 0;
+    const due = run.checkpoint !== undefined && (step + 1) % run.checkpoint.everySteps === 0;
+    if (
+      epochEnds ||
+      due ||
+      step + 1 === steps ||
+      trainer.pending === LOG_SLOTS ||
+      performance.now() - lastRead > LOG_MS
+    ) {
+      await settle();
+      lastRead = performance.now();
+    }
+    if (epochEnds || step + 1 === steps) {
+      const better = await closeEpoch(trainer, epoch);
+      if (better) bestWeights = (await trainer.state()).weights;
+    }
+    if (due) await save();
+  }
+  await settle();
+  await save();
+  state = await trainer.state();
+  const best = progress.best === null ? state.weights : bestWeights;
+  return {
+    weights: unflatten(layout, best),
+    last: unflatten(layout, state.weights),
+    standardisation: options.standardise ? standardisation : null,
+    epochs: progress.epochs,
+    best: progress.best,
+    steps: progress.step,
+    stoppedEarly: progress.stopped,
+    interrupted: run.signal?.aborted === true && progress.step < steps && !progress.stopped,
+    trainLists,
+    validationLists,
+    plan,
+  };
+
+  /** Validates, notes the epoch, and says whether it is the best so far. */
+  async function closeEpoch(trainer: Trainer, epoch: number): Promise<boolean> {
+    let validation: EpochRecord["validation"] = null;
+    if (validationLists.length > 0) {
+      const { scores, losses } = await trainer.evaluate(validationLists);
+      const { top1 } = measureLists(
+        Float32Array.from(scores.flatMap((own) => [...own])),
+        labelsOf(source, validationLists),
+      );
+      const mean = (values: ArrayLike<number>) =>
+        Array.from(values).reduce((sum, value) => sum + value, 0) / values.length;
+      validation = { loss: mean(losses), top1: mean(top1) };
+    }
+    const record: EpochRecord = {
+      epoch,
+      step: progress.step,
+      loss: progress.partial.loss / Math.max(1, progress.partial.steps),
+      validation,
+    };
+    const epochs = [...progress.epochs, record];
+    const better =
+      validation !== null &&
+      isBetter(validation, progress.best === null ? null : progress.epochs[progress.best].validation, options.select);
+    const best = better ? epochs.length - 1 : progress.best;
+    const stopped = options.patience > 0 && best !== null && epochs.length - 1 - best >= options.patience;
+    progress = { ...progress, epochs, best, stopped, partial: { steps: 0, loss: 0 } };
+    run.onEpoch?.(record, better);
+    return better;
+  }
+}
+
+function isBetter(
+  now: NonNullable<EpochRecord["validation"]>,
+  best: EpochRecord["validation"],
+  select: TrainOptions["select"],
+): boolean {
+  if (best === null) return true;
+  if (select === "top1" && now.top1 !== best.top1) return now.top1 > best.top1;
+  return now.loss < best.loss;
+}
+
+/** Labels of some lists, as measures want them. */
+function labelsOf(source: FeatureSource, lists: readonly number[]): { offsets: Uint32Array; labels: Float32Array } {
+  const offsets = new Uint32Array(lists.length + 1);
+  for (const [i, b] of lists.entries()) offsets[i + 1] = offsets[i] + listLength(source, b);
+  const labels = new Float32Array(offsets[lists.length]);
+  for (const [i, b] of lists.entries())
+    labels.set(source.labels.subarray(source.offsets[b], source.offsets[b + 1]), offsets[i]);
+  return { offsets, labels };
+}
+
+/** Training and validation lists. */
+function splitLists(
+  usable: readonly number[],
+  { validation, seed }: TrainOptions,
+  { instructions }: TrainRun,
+): [readonly number[], readonly number[]] {
+  if (validation === 0) return [usable, []];
+  const keys = usable.map((b) => instructions?.[b] ?? String(b));
+  const [train, held] = splitByInstruction(keys, [1 - validation, validation], seed);
+  return [train.map((i) => usable[i]), held.map((i) => usable[i])];
+}
+
+/** The lists of a step. */
+function drawLists(
+  source: FeatureSource,
+  lists: readonly number[],
+  { batchLists, seed, subLists }: TrainOptions,
+  epoch: number,
+  place: number,
+  perStep: number,
+): DrawnList[] {
+  const order = batchLists === "all" ? lists.map((_, i) => i) : epochOrder(lists.length, seed, epoch);
+  return Array.from(order.slice(place * perStep, (place + 1) * perStep), (i) => {
+    const list = lists[i];
+    if (subLists === 0) return { list };
+    return { list, candidates: partOf(source, list, seed, epoch, subLists) };
+  });
+}
+
+/** A random part of a list, as often as `share` says. */
+function partOf(source: FeatureSource, list: number, seed: number, epoch: number, share: number): number[] | undefined {
+  if (streamRandom("part", seed, epoch, list)() >= share) return undefined;
+  const labels = source.labels.subarray(source.offsets[list], source.offsets[list + 1]);
+  return Array.from(epochSubList(labels, seed, epoch, list));
+}
+
+function checkSameRun(before: Readonly<Record<string, unknown>>, now: Readonly<Record<string, unknown>>): void {
+  const differs = [...new Set([...Object.keys(before), ...Object.keys(now)])].filter(
+    (name) => JSON.stringify(before[name]) !== JSON.stringify(now[name]),
+  );
+  if (differs.length === 0) return;
+  throw new StratumError(
+    "train/other-run",
+    `the checkpoint is of another run: ${differs.map((name) => `${name} was ${JSON.stringify(before[name]) ?? "absent"}, is ${JSON.stringify(now[name]) ?? "absent"}`).join("; ")}`,
+    "resume with the options, the data and the adapter of the run that was stopped, or train anew in another folder",
+  );
+}
+
+function diverged(
+  { step, loss, gradNorm }: StepRecord,
+  mean: number | undefined,
+  chance: number,
+  { lr, clip }: TrainOptions,
+  { checkpoint }: TrainRun,
+  saved: number,
+): StratumError {
+  const what =
+    mean === undefined
+      ? `step ${step}: the loss is ${loss}, the gradient's norm ${gradNorm}`
+      : `step ${step}: the loss has a mean of ${mean.toPrecision(4)} over the last ${GUARD_STEPS} steps, where equal scores give ${chance.toPrecision(4)}`;
+  const kept =
+    checkpoint === undefined || saved < 0
+      ? ""
+      : `; the last good checkpoint, after ${saved} steps, is ${checkpoint.path}`;
+  return new StratumError(
+    "train/diverged",
+    `the training diverged at ${what} (learning rate ${lr})${kept}`,
+    `lower --lr${clip === 0 ? ", or bound the gradient with --clip 1" : ""}`,
+  );
+}
