@@ -3,7 +3,6 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { mkdir, readFile, truncate, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
 import { seededRandom } from "../../kernels/random.ts";
@@ -16,8 +15,7 @@ import type { Dtype } from "../../weights/safetensors-header.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { firstBitDifference } from "../support/compare.ts";
 import { bytesOf, paddedTensors, raggedTensors, randomFeatures, readList, writeTensors } from "../support/features.ts";
-
-const GOLDEN = fileURLToPath(new URL("../../../shared/golden/scorer/scorer.safetensors", import.meta.url));
+import { SCORER_GOLDEN } from "../support/scorer-golden.ts";
 
 let folder: Folder;
 let path: string;
@@ -124,27 +122,24 @@ describe("openFeatures", () => {
     await expectSame(padded, { ...features, labels });
   });
 
-  it.skipIf(!existsSync(GOLDEN))(
-    "reads the padded set of the golden scorer (skipped in a checkout without the shared files)",
-    async () => {
-      await using source = await openFeatures(GOLDEN);
-      expect([source.dim, source.lists]).toEqual([32, 6]);
-      expect(Array.from({ length: 6 }, (_, b) => listLength(source, b))).toEqual([3, 5, 8, 2, 6, 4]);
-      await using file = await openSafetensors(GOLDEN);
-      const resp = decodeFloats(await file.read("resp"), "F32");
-      const mask = decodeFloats(await file.read("mask"), "F32");
-      for (let b = 0; b < 6; b++) {
-        const list = await readList(source, b);
-        let row = 1;
-        for (let place = 0; place < 8; place++) {
-          if (mask[8 * b + place] === 0) continue;
-          const at = (8 * b + place) * 32;
-          expect(list.subarray(32 * row, 32 * ++row)).toEqual(resp.subarray(at, at + 32));
-        }
-        expect(list.length).toBe(32 * row);
+  it("reads the padded set of the golden scorer", async () => {
+    await using source = await openFeatures(SCORER_GOLDEN);
+    expect([source.dim, source.lists]).toEqual([32, 6]);
+    expect(Array.from({ length: 6 }, (_, b) => listLength(source, b))).toEqual([3, 5, 8, 2, 6, 4]);
+    await using file = await openSafetensors(SCORER_GOLDEN);
+    const resp = decodeFloats(await file.read("resp"), "F32");
+    const mask = decodeFloats(await file.read("mask"), "F32");
+    for (let b = 0; b < 6; b++) {
+      const list = await readList(source, b);
+      let row = 1;
+      for (let place = 0; place < 8; place++) {
+        if (mask[8 * b + place] === 0) continue;
+        const at = (8 * b + place) * 32;
+        expect(list.subarray(32 * row, 32 * ++row)).toEqual(resp.subarray(at, at + 32));
       }
-    },
-  );
+      expect(list.length).toBe(32 * row);
+    }
+  });
 });
 
 const F = randomFeatures([2, 3, 1], 4);

@@ -1,7 +1,4 @@
-/** Weights from other files, and whether a scorer belongs to the states at hand. */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { checkScorerFits, loadWeights } from "../../scorer/scorer-file.ts";
 import { parameterShapes, type ScorerSpec } from "../../scorer/scorer-spec.ts";
@@ -9,8 +6,7 @@ import { encodeFloats } from "../../weights/floats.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { DIM, scorer } from "../support/scorer.ts";
-
-const GOLDEN = fileURLToPath(new URL("../../../shared/golden/scorer/scorer.safetensors", import.meta.url));
+import { SCORER_GOLDEN } from "../support/scorer-golden.ts";
 
 let place: Folder;
 beforeEach(async () => {
@@ -76,14 +72,11 @@ describe("loadWeights", () => {
     await expect(loadWeights(path, spec)).rejects.toThrow(failing(code, word));
   });
 
-  it.skipIf(!existsSync(GOLDEN))(
-    "takes the golden scorer's (skipped in a checkout without the shared files)",
-    async () => {
-      const golden: ScorerSpec = { head: "listwise", dim: 32, width: 16, heads: 2, ffn: 64, tau: 0.2 };
-      const found = await loadWeights(GOLDEN, golden);
-      expect([...found.keys()]).toEqual(parameterShapes(golden).map(({ name }) => name));
-    },
-  );
+  it("takes the golden scorer's", async () => {
+    const golden: ScorerSpec = { head: "listwise", dim: 32, width: 16, heads: 2, ffn: 64, tau: 0.2 };
+    const found = await loadWeights(SCORER_GOLDEN, golden);
+    expect([...found.keys()]).toEqual(parameterShapes(golden).map(({ name }) => name));
+  });
 });
 
 describe("checkScorerFits", () => {
