@@ -141,7 +141,7 @@ async function runBench(
         engine,
         files,
         { layers: [layer], output: "scores", batchTokens: held.budget(sizes) },
-        held.workspaces(layer),
+        { workspaces: held.workspaces(layer) },
       );
       const progress = startProgress(runs + 1, "rounds");
       let rows: BenchRow[];

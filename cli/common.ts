@@ -123,22 +123,30 @@ export async function withModelFiles<T>(directory: string, use: (files: ModelFil
 
 /**
  * Plans a run, prints the plan, and loads the model: nothing is uploaded before the plan fits.
- * @param workspaces sets of working buffers that are held side by side
+ * @param more what is held beside it: sets of working buffers, default 1, and bytes of a scorer
  */
-export async function loadPlanned(engine: Engine, files: ModelFiles, run: RunRequest, workspaces = 1): Promise<Model> {
+export async function loadPlanned(
+  engine: Engine,
+  files: ModelFiles,
+  run: RunRequest,
+  more: { readonly workspaces?: number; readonly scorerBytes?: number } = {},
+): Promise<Model> {
+  const { workspaces = 1, scorerBytes = 0 } = more;
   const plan = await planRun(files.checkpoint, files.spec, run, engine.device.info.limits);
   note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
   const bytes = plan.weights.bytes + workspaces * (plan.bytes - plan.weights.bytes);
-  note(planLine(files, { ...plan, bytes }));
+  note(planLine(files, { ...plan, bytes }, scorerBytes));
   const options: LoadModelOptions = { layer: plan.weights.depth };
   return loadModel(engine, files, options);
 }
 
 /** One line: what is read and held. */
-export function planLine(files: ModelFiles, plan: RunPlan): string {
+export function planLine(files: ModelFiles, plan: RunPlan, scorerBytes = 0): string {
   const { depth, diskBytes, bytes } = plan.weights;
+  const all = plan.bytes + scorerBytes;
+  const scorer = scorerBytes > 0 ? ` + ${formatBytes(scorerBytes)} for the scorer` : "";
   const { layers, modelType } = files.spec.config;
-  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens = ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes)`;
+  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens${scorer} = ${formatBytes(all)} (${formatCount(all)} bytes)`;
 }
 
 /**

@@ -5,6 +5,7 @@ import { benchCommand } from "./bench.ts";
 import { packageVersion } from "./common.ts";
 import { demoCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
+import { evalCommand } from "./eval.ts";
 import { extractCommand } from "./extract.ts";
 import { inspectCommand } from "./inspect.ts";
 import { rankCommand } from "./rank.ts";
@@ -16,6 +17,7 @@ const program = new Command("stratum")
   .version(packageVersion());
 rankCommand(program);
 trainCommand(program);
+evalCommand(program);
 extractCommand(program);
 inspectCommand(program);
 doctorCommand(program);

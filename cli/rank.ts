@@ -1,11 +1,15 @@
 /** `stratum rank`: lists in, rankings out. */
 import type { Command } from "commander";
+import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
+import { sumBytes } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
-import { runPooling } from "../scorer/encode.ts";
+import { type Pooling, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
+import { planScorer } from "../scorer/scorer.ts";
+import { checkScorerFits, loadScorer } from "../scorer/scorer-file.ts";
 import {
   addRunOptions,
   countLines,
@@ -22,8 +26,10 @@ import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
 
-interface RankFlags extends RunFlags {
-  readonly layer: string;
+interface RankFlags extends Omit<RunFlags, "pooling"> {
+  /** Absent unless it was asked for: a scorer has one of its own. */
+  readonly pooling?: Pooling;
+  readonly layer?: string;
   readonly scorer: string;
   readonly output?: string;
   readonly instruction?: string;
@@ -50,8 +56,12 @@ export function rankCommand(program: Command): void {
     .command("rank")
     .description("rank candidate responses by the hidden states of a middle layer")
     .argument("[lists]", "JSONL file of lists, or - for stdin")
-    .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "25%")
-    .option("--scorer <name>", "cosine: between the instruction's state and each response's", "cosine")
+    .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks (default: the scorer's, or 25%)")
+    .option(
+      "--scorer <dir>",
+      "a trained scorer's folder, or cosine: between the instruction's state and each response's",
+      "cosine",
+    )
     .option("-o, --output <file>", "write rankings there instead of stdout")
     .option("--instruction <text>", "rank one list given on the command line")
     .option("--candidate <text>", "a candidate of --instruction; repeat it", (text, all: string[] = []) => [
@@ -64,7 +74,9 @@ export function rankCommand(program: Command): void {
     .addHelpText("after", EXAMPLES);
   addRunOptions(command, "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)").action(
     async (lists: string | undefined, flags: RankFlags) => {
-      process.exitCode = await runRank(lists, flags);
+      const { pooling, ...rest } = flags;
+      const asked = command.getOptionValueSource("pooling") === "cli" && pooling !== undefined;
+      process.exitCode = await runRank(lists, asked ? { ...rest, pooling } : rest);
     },
   );
 }
@@ -108,16 +120,34 @@ async function listSource(
 
 /** Runs the command. @returns the exit code */
 async function runRank(path: string | undefined, flags: RankFlags): Promise<number> {
-  if (flags.scorer !== "cosine") {
-    throw new StratumError("usage/scorer", `there is no scorer '${flags.scorer}'`, "use --scorer cosine");
-  }
+  const scorer = flags.scorer === "cosine" ? undefined : await loadScorer(flags.scorer);
   const stop = stopSignal();
   const source = await listSource(path, flags);
   return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const layer = resolveLayer(flags.layer, files.spec.config.layers);
-    const { system, date, pooling, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
+    const { layers, hiddenSize } = files.spec.config;
+    // Fewer layers than the scorer's: another model, which the check below names.
+    const own = scorer?.layer ?? null;
+    const layer =
+      flags.layer === undefined && own !== null && own <= layers ? own : resolveLayer(flags.layer ?? "25%", layers);
+    const pooling = flags.pooling ?? scorer?.pooling ?? "last";
+    const system = flags.system ?? scorer?.system ?? undefined;
+    if (scorer !== undefined) {
+      const identity = await fingerprint(files, layer);
+      checkScorerFits(scorer, {
+        fingerprint: identity,
+        name: files.directory,
+        dim: hiddenSize,
+        layer,
+        pooling,
+        system,
+      });
+      if (scorer.base === null)
+        note(`note    ${flags.scorer} does not say which model and layer it was trained on: layer ${layer} is taken`);
+    }
+    const { date, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
     const options: RankOptions = {
       layer,
+      scorer,
       system,
       date,
       pooling,
@@ -135,16 +165,13 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
     let finished = false;
     try {
       const code = await withEngine(flags, async (engine) => {
-        const model = await loadPlanned(engine, files, {
-          layers: [layer],
-          output: "scores",
-          pooling: runPooling(pooling),
-          batchTokens,
-        });
+        const request = { layers: [layer], output: "scores", pooling: runPooling(pooling), batchTokens } as const;
+        const scorerBytes = scorer === undefined ? 0 : sumBytes(planScorer(scorer.spec));
+        const model = await loadPlanned(engine, files, request, { scorerBytes });
         using ranker = await createRanker(model, options);
         const { runner } = ranker;
         const planned = runner.bytes;
-        note(`layer   ${layer} of ${files.spec.config.layers}, scorer ${flags.scorer}, pooling ${pooling}`);
+        note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
         const progress = startProgress(source.total, "lists");
         const begin = performance.now();
         const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0 };
@@ -180,7 +207,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           layer,
           scorer: flags.scorer,
           adapter: engine.device.info.name,
-          gpu_bytes: runner.bytes,
+          gpu_bytes: ranker.bytes,
           gpu_live_bytes: engine.device.liveBytes,
           read_bytes: files.checkpoint.log.bytes,
           output: flags.output ?? null,

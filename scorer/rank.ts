@@ -1,9 +1,16 @@
-/** Ranking: lists in, rankings out, scored by the cosine between the instruction's and each response's state. */
+/**
+ * Ranking: lists in, rankings out, scored by the cosine between the instruction's and each response's state, or by a
+ * trained scorer on the same states, which stay on the GPU.
+ */
+import type { Batch } from "../engine/batch.ts";
+import type { DeviceBuffer } from "../engine/device.ts";
+import { fingerprint } from "../engine/fingerprint.ts";
 import type { Model } from "../engine/hidden-states.ts";
-import { createRunner, type Runner } from "../engine/runner.ts";
+import { createRunner, type Runner, type SequencePair } from "../engine/runner.ts";
 import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
+import { arraySource } from "./feature-source.ts";
 import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
 import {
   checkTopN,
@@ -13,10 +20,14 @@ import {
   type RankingRecord,
   rankingRecord,
 } from "./rankings.ts";
+import { createScorer, type Scorer, type StateRows } from "./scorer.ts";
+import { checkScorerFits, type SavedScorer } from "./scorer-file.ts";
 
 export interface RankOptions extends EncodeOptions {
-  /** Layer whose states are compared; default the model's depth. */
+  /** Layer whose states are compared; default the scorer's, or the model's depth. */
   readonly layer?: number | undefined;
+  /** A trained scorer (`loadScorer`); without, the raw cosine of the states. */
+  readonly scorer?: SavedScorer | undefined;
   /** Keep the best n of each list. */
   readonly topN?: number | undefined;
   /** Put the candidates into the results. */
@@ -42,6 +53,8 @@ export type RankOutcome =
 export interface Ranker extends Disposable {
   readonly runner: Runner;
   readonly encoder: ListEncoder;
+  /** Bytes on the GPU: the model's, its working buffers', and the scorer's. */
+  readonly bytes: number;
   /** Ranks lines in their order, as many a batch as fit; a line that cannot be ranked gives an error in its place. */
   rank(lines: AsyncIterable<ListLine>, options?: { readonly signal?: AbortSignal }): AsyncGenerator<RankOutcome>;
 }
@@ -53,6 +66,8 @@ interface Pending {
   readonly tokens: number;
   readonly scores: Float32Array;
   error: StratumError | null;
+  /** States (1 + m, D) of a list that is cut over several batches, and how many candidates of it are there. */
+  parts?: { readonly states: Float32Array; candidates: number };
 }
 
 /** A line with its token sequences, or with the reason why it has none. */
@@ -83,17 +98,101 @@ export async function* encodeLines(
   }
 }
 
-/** Prepares ranking: compiles kernels, allocates working buffers. @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...` */
+/**
+ * Prepares ranking: compiles kernels, allocates working buffers.
+ * @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...`, `scorer/model-mismatch` and its kin
+ */
 export async function createRanker(model: Model, options: RankOptions = {}): Promise<Ranker> {
-  const { layer = model.depth, batchTokens, topN, returnDocuments, sharePrefix = true } = options;
+  const { batchTokens, topN, returnDocuments, sharePrefix = true, scorer: saved } = options;
   checkTopN(topN);
-  const encoder = await createListEncoder(model.files, options);
+  const layer = options.layer ?? saved?.layer ?? model.depth;
+  const pooling = options.pooling ?? saved?.pooling ?? "last";
+  const system = options.system ?? saved?.system ?? undefined;
+  const { hiddenSize } = model.files.spec.config;
+  if (saved !== undefined) {
+    const identity = await fingerprint(model.files, layer);
+    checkScorerFits(saved, { dim: hiddenSize, layer, pooling, system, fingerprint: identity });
+  }
+  const encoder = await createListEncoder(model.files, { ...options, pooling, system });
   const runner = await createRunner(model.loaded, {
     layers: [layer],
     output: "scores",
-    pooling: runPooling(options.pooling),
+    pooling: runPooling(pooling),
     batchTokens,
   });
+  let scorer: Scorer | undefined;
+  try {
+    scorer = saved && (await createScorer(model.engine, { ...saved, standardisation: saved.standardise }));
+  } catch (cause) {
+    runner[Symbol.dispose]();
+    throw cause;
+  }
+
+  /** Scores a batch of lists into `targets`, and leaves NaN where a state is not finite. */
+  async function score(
+    batch: Batch,
+    pairs: readonly SequencePair[],
+    members: readonly Job<Pending>[],
+  ): Promise<Float32Array> {
+    if (scorer === undefined) return runner.cosines(batch, pairs);
+    const trained = scorer;
+    return runner.withStates(batch, async (states, count, cosines) => {
+      const flags = await cosines(pairs);
+      const scores = new Float32Array(pairs.length).fill(Number.NaN);
+      const whole: { rows: StateRows; from: number }[] = [];
+      for (let from = 0; from < pairs.length; ) {
+        let end = from;
+        while (end < pairs.length && pairs[end][0] === pairs[from][0]) end++;
+        const [instruction] = pairs[from];
+        const candidates = pairs.slice(from, end).map(([, candidate]) => candidate);
+        const { item } = members[batch.sequences[instruction].group];
+        if (candidates.length < item.scores.length) await keepPart(item, batch, states, count, instruction, candidates);
+        else if (flags.subarray(from, end).every(Number.isFinite))
+          whole.push({ rows: { instruction, candidates }, from });
+        from = end;
+      }
+      const found = await trained.scoreStates(
+        states,
+        whole.map(({ rows }) => rows),
+      );
+      for (const [i, { from }] of whole.entries()) scores.set(found[i], from);
+      return scores;
+    });
+  }
+
+  /** A list that no batch holds whole: its states wait on the host until all of them are there. */
+  async function keepPart(
+    item: Pending,
+    batch: Batch,
+    states: DeviceBuffer,
+    count: number,
+    instruction: number,
+    candidates: readonly number[],
+  ): Promise<void> {
+    const { device } = model.engine;
+    const staging = device.createBuffer("rank.part", 4 * count * hiddenSize, "readback");
+    try {
+      const values = new Float32Array(await device.read(states, 4 * count * hiddenSize, staging));
+      item.parts ??= { states: new Float32Array((1 + item.scores.length) * hiddenSize), candidates: 0 };
+      for (const sequence of [instruction, ...candidates]) {
+        const row = values.subarray(sequence * hiddenSize, (sequence + 1) * hiddenSize);
+        item.parts.states.set(row, batch.sequences[sequence].index * hiddenSize);
+      }
+      item.parts.candidates += candidates.length;
+    } finally {
+      staging.destroy();
+    }
+  }
+
+  /** Scores a list from its parts. */
+  async function scoreParts({ scores, parts }: Pending): Promise<void> {
+    if (scorer === undefined || parts?.states.every(Number.isFinite) !== true) return;
+    const [inst, resp] = [parts.states.subarray(0, hiddenSize), parts.states.subarray(hiddenSize)];
+    const offsets = Uint32Array.of(0, scores.length);
+    const labels = new Float32Array(scores.length);
+    const [found] = await scorer.scoreFeatures(arraySource({ dim: hiddenSize, inst, resp, labels, offsets }));
+    scores.set(found);
+  }
 
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
     for await (const { line, encoded, error } of encodeLines(lines, encoder, runner, sharePrefix)) {
@@ -107,7 +206,7 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     runner,
     encoder,
     async *rank(lines, { signal } = {}) {
-      const run = async (batch: Parameters<Runner["cosines"]>[0], members: readonly Job<Pending>[]) => {
+      const run = async (batch: Batch, members: readonly Job<Pending>[]) => {
         const pairs: [number, number][] = [];
         const targets: { pending: Pending; candidate: number }[] = [];
         let anchor = 0;
@@ -118,14 +217,21 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
             targets.push({ pending: members[group].item, candidate: index - 1 });
           }
         }
-        const scores = await runner.cosines(batch, pairs);
+        const scores = await score(batch, pairs, members);
         for (const [i, { pending, candidate }] of targets.entries()) pending.scores[candidate] = scores[i];
       };
       for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
+        if (pending.parts?.candidates === pending.scores.length) await scoreParts(pending);
         yield outcome(pending, { topN, returnDocuments });
       }
     },
-    [Symbol.dispose]: () => runner[Symbol.dispose](),
+    get bytes() {
+      return runner.bytes + (scorer?.bytes ?? 0);
+    },
+    [Symbol.dispose]() {
+      scorer?.[Symbol.dispose]();
+      runner[Symbol.dispose]();
+    },
   };
 }
 

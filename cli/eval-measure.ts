@@ -1,0 +1,218 @@
+/** What `stratum eval` does once the states are at hand: fits the baselines, scores, measures, prints. */
+import { resolve } from "node:path";
+import type { Engine } from "../engine/model.ts";
+import type { Pooling } from "../scorer/encode.ts";
+import { type EvaluateOptions, evaluate, evaluateSlices, type Method } from "../scorer/evaluate.ts";
+import type { List } from "../scorer/lists.ts";
+import {
+  type Chosen,
+  type FitOptions,
+  type ListStates,
+  type ListTexts,
+  probeMethod,
+  randomMethod,
+  spread,
+  stateMethods,
+  textMethods,
+} from "../scorer/methods.ts";
+import { createScorer } from "../scorer/scorer.ts";
+import type { SavedScorer } from "../scorer/scorer-file.ts";
+import { canFit, type DividedLists, divideLists } from "../scorer/seen.ts";
+import { demoModel, type RunFlags } from "./common.ts";
+import { evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
+import { formatCount } from "./format.ts";
+import { EXIT, note, styled, writeStdout } from "./terminal.ts";
+
+export interface EvalFlags extends Omit<RunFlags, "pooling"> {
+  readonly scorer: string;
+  readonly layer?: string;
+  readonly pooling?: Pooling;
+  readonly features?: string;
+  readonly fit?: string;
+  readonly control?: boolean;
+  readonly includeSeen?: boolean;
+  readonly safeFrom?: number;
+  readonly k: number;
+  readonly slices?: boolean;
+  readonly seed: number;
+  readonly bootstrap: number;
+  readonly cache: boolean;
+}
+
+/** Lists with their states, and with their texts where they come from lists. */
+export interface Loaded extends ListStates {
+  readonly lists: readonly List[] | null;
+  /** Lines that gave no list. */
+  readonly failed: number;
+}
+
+/** Lends the states of the same lists under random weights. */
+export type Control = <T>(use: (on: Loaded, fit: Loaded | null) => Promise<T>) => Promise<T>;
+
+export interface Measuring {
+  readonly engine: Engine;
+  readonly scorer: SavedScorer;
+  readonly on: Loaded;
+  /** Another file to fit baselines on. */
+  readonly fit: Loaded | null;
+  readonly seen: ReadonlySet<string> | null;
+  readonly control: Control | null;
+  readonly model: string | null;
+  readonly flags: EvalFlags;
+}
+
+/** Fits the baselines, scores and measures everything, prints. @returns the exit code */
+export async function measure(measuring: Measuring): Promise<number> {
+  const { engine, scorer, on, seen, control, model, flags } = measuring;
+  const { seed, safeFrom } = flags;
+  const divided = divideLists(on.source, { ...flags, keys: on.clusters ?? undefined, seen });
+  tellDivision(divided, flags);
+  const fit = fitLists(measuring, divided);
+  const { evaluated } = divided;
+  const states: Chosen<Loaded> = { of: on, lists: evaluated };
+  const options = { seed, safeFrom };
+  const methods: Method[] = [await scorerMethod(engine, scorer, on, evaluated)];
+  methods.push(...(await stateMethods(states, fit, options)));
+  if (control !== null && fit !== null)
+    methods.push(await control((...found) => controlMethod(states, fit, found, options)));
+  if (on.lists !== null) {
+    const fitTexts = fit === null ? null : { of: textsOf(fit.of), lists: fit.lists };
+    methods.push(...textMethods(textsOf(on), fitTexts, options));
+  }
+  methods.push(randomMethod(on.source.labels.length));
+
+  const evaluation: EvaluateOptions = {
+    ...options,
+    lists: evaluated,
+    clusters: on.clusters ?? undefined,
+    depth: flags.k,
+    samples: flags.bootstrap,
+  };
+  const whole = evaluate(methods, on.source, evaluation);
+  const slices = flags.slices ? evaluateSlices(methods, on.source, evaluation, on.lists ?? undefined) : null;
+  if (flags.json) {
+    const { head } = scorer.spec;
+    const { base, layer, pooling, system } = scorer;
+    const { lists: _, ...found } = jsonEvaluation(whole);
+    const result = {
+      lists: {
+        read: on.source.lists + on.failed,
+        failed: on.failed,
+        unlabelled: divided.unlabelled,
+        no_contrast: divided.noContrast,
+        seen: divided.seen.length,
+        evaluated: evaluated.length,
+        fitted: fit?.lists.length ?? 0,
+      },
+      ...found,
+      slices: slices?.map((slice) => ({ name: slice.name, ...jsonEvaluation(slice) })) ?? null,
+      scorer: { path: flags.scorer, head, base, layer, pooling, system },
+      model,
+      adapter: engine.device.info.name,
+      options: {
+        k: flags.k,
+        safe_from: safeFrom ?? null,
+        seed,
+        bootstrap: flags.bootstrap,
+        include_seen: flags.includeSeen ?? false,
+        control: flags.control ?? false,
+        fit: flags.fit ?? null,
+        features: flags.features ?? null,
+      },
+    };
+    await writeStdout(`${JSON.stringify(result)}\n`);
+  } else {
+    const tables = [
+      `${styled("bold", sizeOf(whole))}; measures in %, intervals over instructions`,
+      evaluationTable(whole),
+      ...(slices ?? []).flatMap((slice) => [
+        "",
+        `${styled("bold", slice.name)}: ${sizeOf(slice)}`,
+        evaluationTable(slice),
+      ]),
+    ];
+    await writeStdout(`${tables.join("\n")}\n`);
+    if (model !== null && resolve(model) === demoModel())
+      note("note    the demo model is a test object: its states carry little of what the method looks for");
+  }
+  return on.failed + (measuring.fit?.failed ?? 0) > 0 ? EXIT.someFailed : EXIT.ok;
+}
+
+function tellDivision({ seen, unlabelled, noContrast }: DividedLists, flags: EvalFlags): void {
+  if (unlabelled > 0) note(`note    ${formatCount(unlabelled)} lists without labels are left out`);
+  if (noContrast > 0)
+    note(
+      `note    ${formatCount(noContrast)} lists whose labels are all alike ${flags.safeFrom === undefined ? "are left out" : "count for AUC only"}`,
+    );
+  if (seen.length > 0)
+    note(
+      flags.includeSeen
+        ? `note    ${formatCount(seen.length)} lists were seen by the scorer, and are evaluated all the same: their numbers flatter it`
+        : `note    ${formatCount(seen.length)} lists were seen by the scorer and are left out (--include-seen keeps them)`,
+    );
+}
+
+/** The lists that baselines are fitted on: those that the scorer saw, or another file's; none about what is evaluated. */
+function fitLists({ on, fit, flags }: Measuring, { evaluated, seen }: DividedLists): Chosen<Loaded> | null {
+  const chosen = fit === null ? { of: on, lists: seen } : { of: fit, lists: labelledLists(fit) };
+  const { clusters } = on;
+  const evaluatedKeys = new Set(clusters === null || fit === null ? [] : evaluated.map((b) => clusters[b]));
+  const lists = chosen.lists.filter((b) => !evaluatedKeys.has(chosen.of.clusters?.[b] ?? ""));
+  const same = chosen.lists.length - lists.length;
+  if (same > 0)
+    note(
+      `note    ${formatCount(same)} lists of ${flags.fit} are about evaluated instructions: no baseline is fitted on them`,
+    );
+  if (canFit(chosen.of.source, lists)) return { of: chosen.of, lists };
+  note(
+    `note    no labelled lists to fit on: linear probe, difference of means${on.lists === null ? "" : ", bag of words"}${flags.control ? ", control" : ""} are left out (--fit FILE gives some)`,
+  );
+  return null;
+}
+
+function labelledLists({ source: { lists, labels, offsets } }: Loaded): number[] {
+  const all = Array.from({ length: lists }, (_, b) => b);
+  return all.filter((b) => !labels.subarray(offsets[b], offsets[b + 1]).some(Number.isNaN));
+}
+
+function textsOf({ lists, clusters }: Loaded): ListTexts {
+  return { texts: lists ?? [], clusters: clusters ?? [] };
+}
+
+async function scorerMethod(
+  engine: Engine,
+  scorer: SavedScorer,
+  on: Loaded,
+  lists: readonly number[],
+): Promise<Method> {
+  const { spec, weights, standardise } = scorer;
+  using ready = await createScorer(engine, { spec, weights, standardisation: standardise });
+  const scores = await ready.scoreFeatures(on.source, lists);
+  return { name: "scorer", pointwise: spec.head === "pointwise", scores: spread(on.source, lists, scores) };
+}
+
+/** The linear probe on states of random weights, its scores in the place of the lists that they belong to. */
+async function controlMethod(
+  states: Chosen<Loaded>,
+  fit: Chosen<Loaded>,
+  [on, other]: readonly [Loaded, Loaded | null],
+  options: FitOptions,
+): Promise<Method> {
+  const own = sameLists(on, states);
+  const { scores, ...method } = await probeMethod(
+    "linear probe, random weights",
+    own,
+    sameLists(other ?? on, fit),
+    options,
+  );
+  const { offsets } = on.source;
+  const all = Float64Array.from(scores);
+  const byList = own.lists.map((b) => all.subarray(offsets[b], offsets[b + 1]));
+  return { ...method, scores: spread(states.of.source, states.lists, byList) };
+}
+
+/** The chosen lists in another pass over their file. Both leave out the same lines: those that cannot be encoded. */
+function sameLists(found: Loaded, { of, lists }: Chosen<Loaded>): Chosen<Loaded> {
+  const places = new Map(found.lists?.map(({ id }, b) => [String(id), b]));
+  return { of: found, lists: lists.flatMap((b) => places.get(String(of.lists?.[b].id)) ?? []) };
+}

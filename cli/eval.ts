@@ -1,0 +1,225 @@
+/** `stratum eval`: a scorer beside the baselines, on labelled lists that it has not seen. */
+import { type Command, InvalidArgumentError } from "commander";
+import { fingerprint } from "../engine/fingerprint.ts";
+import { resolveLayer } from "../engine/layers.ts";
+import type { Engine } from "../engine/model.ts";
+import type { ModelFiles } from "../engine/model-files.ts";
+import { randomWeights } from "../engine/random-weights.ts";
+import { StratumError } from "../errors.ts";
+import { openFeatures } from "../scorer/features-file.ts";
+import { instructionKey } from "../scorer/instructions.ts";
+import { emptyFileError, type List, readLists } from "../scorer/lists.ts";
+import { checkScorerFits, loadScorer, type SavedScorer } from "../scorer/scorer-file.ts";
+import { divideLists, seenInstructions } from "../scorer/seen.ts";
+import { labelsOf } from "../scorer/text-baselines.ts";
+import { addRunOptions, modelDirectory, positiveInteger, withEngine, withModelFiles } from "./common.ts";
+import { type Control, type EvalFlags, type Loaded, measure } from "./eval-measure.ts";
+import { checkListsPath, type FeatureRequest, type ListsAndFeatures, withFeatures } from "./features.ts";
+import { note, type StopSignal, stopSignal, warn } from "./terminal.ts";
+
+const HELP = `
+Examples:
+  $ stratum eval lists.jsonl --model path/to/model --scorer scorer
+  $ stratum eval lists.jsonl --model path/to/model --scorer scorer --control --slices
+  $ stratum eval other.jsonl --fit lists.jsonl --model path/to/model --scorer scorer --json > result.json
+  $ stratum eval --features features.safetensors --scorer scorer
+
+Lists need labels; those with a missing label, or whose labels are all alike, are left out. Layer, pooling and system
+message are the scorer's. Lists whose instructions the scorer was trained or chosen with are left out, too; on them the
+difference of means, the linear probe and the bag of words are fitted, unless --fit names other lists.
+Ties count as a random order of them would on average. Intervals: 95%, by the bootstrap over instructions.
+'vs scorer' is a method's top-1 minus the scorer's, list by list. AUC is for scores that compare across lists.
+
+--json prints one object:
+  lists      {read, failed, unlabelled, no_contrast, seen, evaluated, fitted}: lists counted
+  methods    a row each: {name, pointwise, top1, pairwise, mrr, ndcg, auc, auprc, top1_minus_scorer}; a measure is
+             {mean, low, high, lists} in [0, 1], or null where it has no value
+  slices     with --slices: [{name, lists, instructions, candidates, methods}], else null
+  instructions, candidates: what was evaluated; scorer {path, head, base, layer, pooling, system}, model, adapter;
+  options    {k, safe_from, seed, bootstrap, include_seen, control, fit, features}
+Exit codes: 0 done, 1 some lists failed or none can be used, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
+
+/** Declares the command. */
+export function evalCommand(program: Command): void {
+  const command = program
+    .command("eval")
+    .description("measure a scorer beside the baselines, on labelled lists that it has not seen")
+    .argument("[lists]", "JSONL file of labelled lists")
+    .requiredOption("--scorer <dir>", "the scorer's folder, as stratum train writes it")
+    .option("-l, --layer <k>", "layer, where the scorer does not say (otherwise it must be the scorer's)")
+    .option("--features <file>", "evaluate on given features instead of lists and a model (no text baselines then)")
+    .option("--fit <file>", "fit the baselines on these lists (with --features: on these features)")
+    .option("--control", "run the model again with random weights: what a probe reaches, learning did not give")
+    .option("--include-seen", "evaluate lists that the scorer has seen, too")
+    .option(
+      "--safe-from <label>",
+      "a candidate with this label or a higher one is safe (default: its list's highest)",
+      real,
+    )
+    .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
+    .option("--slices", "the same rows for lists with one safe candidate, without refusals, and by length")
+    .option("--seed <n>", "of the bootstrap, of the baselines' fits and of the random weights", wholeNumber, 0)
+    .option("--bootstrap <n>", "samples of the bootstrap", positiveInteger, 2000)
+    .option("--no-cache", "compute features anew and keep none")
+    .addHelpText("after", HELP);
+  addRunOptions(command, "one JSON object on stdout instead of tables").action(
+    async (lists: string | undefined, flags: EvalFlags) => {
+      // The default of --pooling is the scorer's, unless it was asked for.
+      const { pooling, ...rest } = flags;
+      const given = command.getOptionValueSource("pooling") === "cli" ? { pooling } : {};
+      process.exitCode = await runEval(lists, { ...rest, ...given } as EvalFlags);
+    },
+  );
+}
+
+function real(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("a number is needed.");
+  return value;
+}
+
+function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text.trim()) || !Number.isSafeInteger(value))
+    throw new InvalidArgumentError("a whole number from 0 is needed.");
+  return value;
+}
+
+function loadedFrom({ lists, layers, leftOut }: ListsAndFeatures): Loaded {
+  return { source: layers[0].source, clusters: lists.map(instructionKey), lists, failed: leftOut.length };
+}
+
+async function runEval(path: string | undefined, flags: EvalFlags): Promise<number> {
+  const stop = stopSignal();
+  checkInputs(path, flags);
+  const scorer = await loadScorer(flags.scorer);
+  try {
+    return await withEngine(flags, (engine) =>
+      path === undefined
+        ? evalFeatures(engine, scorer, flags.features as string, flags)
+        : evalLists(engine, scorer, path, flags, stop),
+    );
+  } catch (thrown) {
+    const stopped = stop.exitCode();
+    if (stopped === undefined || !stop.signal.aborted) throw thrown;
+    warn("stopped before anything was measured");
+    return stopped;
+  }
+}
+
+/** @throws {StratumError} `usage/list`, `usage/features`, `usage/no-input` */
+function checkInputs(path: string | undefined, flags: EvalFlags): void {
+  if ((path === undefined) === (flags.features === undefined)) {
+    throw new StratumError(
+      "usage/list",
+      path === undefined ? "there is nothing to evaluate on" : "both lists and --features were given",
+      "give a JSONL file of lists, or --features with a file of features",
+    );
+  }
+  for (const given of [path, flags.fit]) if (given !== undefined) checkListsPath(given);
+  if (flags.features === undefined) return;
+  const model = (["model", "layer", "pooling", "system", "control"] as const).find((name) => flags[name] !== undefined);
+  if (model === undefined) return;
+  throw new StratumError(
+    "usage/features",
+    `--${model} has no meaning with --features: no model is run`,
+    `leave --${model} out, or give lists instead of features`,
+  );
+}
+
+async function evalFeatures(engine: Engine, scorer: SavedScorer, path: string, flags: EvalFlags): Promise<number> {
+  await using source = await openFeatures(path);
+  await using fitted = flags.fit === undefined ? null : await openFeatures(flags.fit);
+  for (const { dim } of fitted === null ? [source] : [source, fitted])
+    checkScorerFits(scorer, { fingerprint: scorer.base?.fingerprint ?? "", dim });
+  note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
+  note("note    features carry no instructions: lists that the scorer has seen cannot be told apart");
+  const loaded = (of: typeof source): Loaded => ({ source: of, clusters: null, lists: null, failed: 0 });
+  const fit = fitted === null ? null : loaded(fitted);
+  return measure({ engine, scorer, on: loaded(source), fit, seen: null, control: null, model: null, flags });
+}
+
+async function evalLists(
+  engine: Engine,
+  scorer: SavedScorer,
+  path: string,
+  flags: EvalFlags,
+  stop: StopSignal,
+): Promise<number> {
+  return withModelFiles(modelDirectory(flags.model), async (files) => {
+    const request = await requestOf(scorer, files, flags);
+    const seen = seenInstructions(scorer.training);
+    if (seen === null)
+      note("note    the scorer's record names no instructions: lists that it has seen cannot be told apart");
+    await divideLines(path, seen, flags);
+    const load = async <T>(of: ModelFiles, use: (on: Loaded, fit: Loaded | null) => Promise<T>): Promise<T> =>
+      withFeatures(engine, of, path, request, flags, stop, async (found) => {
+        if (flags.fit === undefined) return use(loadedFrom(found), null);
+        return withFeatures(engine, of, flags.fit, request, flags, stop, (other) =>
+          use(loadedFrom(found), loadedFrom(other)),
+        );
+      });
+    const control: Control = (use) => {
+      note(`control the same pass with random weights, seed ${flags.seed}`);
+      return load(randomWeights(files, flags.seed), use);
+    };
+    return load(files, (on, fit) =>
+      measure({
+        engine,
+        scorer,
+        on,
+        fit,
+        seen,
+        control: flags.control ? control : null,
+        model: files.directory,
+        flags,
+      }),
+    );
+  });
+}
+
+/** What states the scorer takes; checked before any is computed. @throws {StratumError} `scorer/...`, `usage/layer` */
+async function requestOf(scorer: SavedScorer, files: ModelFiles, flags: EvalFlags): Promise<FeatureRequest> {
+  const { layers, hiddenSize } = files.spec.config;
+  const asked = flags.layer === undefined ? undefined : resolveLayer(flags.layer, layers);
+  const layer = scorer.layer ?? asked;
+  if (layer === undefined) {
+    throw new StratumError(
+      "usage/layer",
+      "the scorer does not say which layer's states it takes: it was trained on given features",
+      "give --layer",
+    );
+  }
+  // A model that ends before the scorer's layer is another model, and its fingerprint says so.
+  const identity = await fingerprint(files, Math.min(layer, layers));
+  const pooling = flags.pooling ?? scorer.pooling ?? "last";
+  checkScorerFits(scorer, {
+    fingerprint: identity,
+    name: files.directory,
+    dim: hiddenSize,
+    layer: asked ?? layer,
+    pooling,
+  });
+  resolveLayer(String(layer), layers);
+  const system = scorer.base === null ? (flags.system ?? null) : scorer.system;
+  if (flags.system !== undefined && flags.system !== system) {
+    throw new StratumError(
+      "scorer/system-mismatch",
+      `the scorer was trained ${system === null ? "without a system message" : `with the system message ${JSON.stringify(system)}`}`,
+      "leave --system out: the scorer's is used",
+    );
+  }
+  return { layers: [layer], pooling, system: system ?? undefined, cache: flags.cache };
+}
+
+/** Divides a file's lists before the model runs: what is wrong with all of them shows at once. */
+async function divideLines(path: string, seen: ReadonlySet<string> | null, flags: EvalFlags): Promise<void> {
+  const lists: List[] = [];
+  let lines = 0;
+  for await (const line of readLists(path)) {
+    lines++;
+    if (line.kind === "list") lists.push(line.list);
+  }
+  if (lines === 0) throw emptyFileError(path);
+  divideLists(labelsOf(lists), { ...flags, keys: lists.map(instructionKey), seen });
+}
