@@ -13,6 +13,7 @@ import {
 import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
+import { benchTrainCommand } from "./bench-train.ts";
 import {
   addCommonOptions,
   type CommonOptions,
@@ -51,7 +52,7 @@ interface Held {
   readonly workspaces: (layer: number) => number;
 }
 
-/** Declares `bench rank` and `bench depth`. */
+/** Declares `bench rank`, `bench depth` and `bench train`. */
 export function benchCommand(program: Command): void {
   const bench = program.command("bench").description("time the engine on this adapter").addHelpText("after", EXAMPLES);
   const declare = (
@@ -114,6 +115,7 @@ export function benchCommand(program: Command): void {
     },
     { budget: sharedRows, workspaces: (layer) => layer + 1 },
   );
+  benchTrainCommand(bench);
 }
 
 async function runBench(

@@ -19,8 +19,8 @@ import { createScorer } from "../scorer/scorer.ts";
 import type { SavedScorer } from "../scorer/scorer-file.ts";
 import { canFit, type DividedLists, divideLists } from "../scorer/seen.ts";
 import { demoModel, type RunFlags } from "./common.ts";
-import { evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
-import { formatCount } from "./format.ts";
+import { counted, evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
+import { plainText } from "./format.ts";
 import { EXIT, note, styled, writeStdout } from "./terminal.ts";
 
 export interface EvalFlags extends Omit<RunFlags, "pooling"> {
@@ -122,33 +122,46 @@ export async function measure(measuring: Measuring): Promise<number> {
     };
     await writeStdout(`${JSON.stringify(result)}\n`);
   } else {
+    const known = on.clusters !== null;
     const tables = [
-      `${styled("bold", sizeOf(whole))}; measures in %, intervals over instructions`,
+      scorerLine(scorer, flags),
+      `${styled("bold", sizeOf(whole, known))}; measures in %, intervals over ${known ? "instructions" : "lists"}`,
       evaluationTable(whole),
       ...(slices ?? []).flatMap((slice) => [
         "",
-        `${styled("bold", slice.name)}: ${sizeOf(slice)}`,
+        `${styled("bold", slice.name)}: ${sizeOf(slice, known)}`,
         evaluationTable(slice),
       ]),
+      ...(model !== null && resolve(model) === demoModel() ? ["", DEMO_NOTE] : []),
     ];
     await writeStdout(`${tables.join("\n")}\n`);
-    if (model !== null && resolve(model) === demoModel())
-      note("note    the demo model is a test object: its states carry little of what the method looks for");
   }
   return on.failed + (measuring.fit?.failed ?? 0) > 0 ? EXIT.someFailed : EXIT.ok;
 }
 
-function tellDivision({ seen, unlabelled, noContrast }: DividedLists, flags: EvalFlags): void {
-  if (unlabelled > 0) note(`note    ${formatCount(unlabelled)} lists without labels are left out`);
+/** Where the demo model's numbers are shown. */
+const DEMO_NOTE = "The demo model is a test object: its states carry little of what the method looks for.";
+
+function scorerLine({ spec, layer, pooling }: SavedScorer, flags: EvalFlags): string {
+  const of = [
+    spec.head,
+    ...(layer === null ? [] : [`layer ${layer}`]),
+    ...(pooling === null ? [] : [`pooling ${pooling}`]),
+  ];
+  return `scorer ${plainText(flags.scorer)}: ${of.join(", ")}`;
+}
+
+function tellDivision({ seen, unlabelled, noContrast }: DividedLists, { safeFrom, includeSeen }: EvalFlags): void {
+  if (unlabelled > 0) note(`note    left out: ${counted(unlabelled, "list")} with a missing label`);
   if (noContrast > 0)
     note(
-      `note    ${formatCount(noContrast)} lists whose labels are all alike ${flags.safeFrom === undefined ? "are left out" : "count for AUC only"}`,
+      `note    ${safeFrom === undefined ? "left out" : "counted for AUC only"}: ${counted(noContrast, "list")} with labels all alike`,
     );
   if (seen.length > 0)
     note(
-      flags.includeSeen
-        ? `note    ${formatCount(seen.length)} lists were seen by the scorer, and are evaluated all the same: their numbers flatter it`
-        : `note    ${formatCount(seen.length)} lists were seen by the scorer and are left out (--include-seen keeps them)`,
+      includeSeen
+        ? `note    evaluated all the same: ${counted(seen.length, "list")} that the scorer has seen; the numbers flatter it`
+        : `note    left out: ${counted(seen.length, "list")} that the scorer has seen (--include-seen keeps them)`,
     );
 }
 
@@ -159,14 +172,14 @@ function fitLists({ on, fit, flags }: Measuring, { evaluated, seen }: DividedLis
   const evaluatedKeys = new Set(clusters === null || fit === null ? [] : evaluated.map((b) => clusters[b]));
   const lists = chosen.lists.filter((b) => !evaluatedKeys.has(chosen.of.clusters?.[b] ?? ""));
   const same = chosen.lists.length - lists.length;
-  if (same > 0)
-    note(
-      `note    ${formatCount(same)} lists of ${flags.fit} are about evaluated instructions: no baseline is fitted on them`,
-    );
+  if (same > 0) note(`note    not fitted on: ${counted(same, "list")} of ${flags.fit} about evaluated instructions`);
   if (canFit(chosen.of.source, lists)) return { of: chosen.of, lists };
-  note(
-    `note    no labelled lists to fit on: linear probe, difference of means${on.lists === null ? "" : ", bag of words"}${flags.control ? ", control" : ""} are left out (--fit FILE gives some)`,
-  );
+  const without = [
+    ...["linear probe", "difference of means"],
+    ...(on.lists === null ? [] : ["bag of words"]),
+    ...(flags.control ? ["control"] : []),
+  ];
+  note(`note    no labelled lists to fit on (see --fit): without ${without.join(", ")}`);
   return null;
 }
 

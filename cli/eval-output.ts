@@ -20,9 +20,18 @@ function plain(estimate: Estimate | null): string {
   return estimate === null ? "-" : percent(estimate.mean).trim();
 }
 
-/** `36 lists of 30 instructions, 190 candidates` */
-export function sizeOf({ lists, instructions, candidates }: Evaluation): string {
-  return `${formatCount(lists)} lists of ${formatCount(instructions)} instructions, ${formatCount(candidates)} candidates`;
+/** `1 list`, `1,234 lists` */
+export function counted(count: number, what: string): string {
+  return `${formatCount(count)} ${what}${count === 1 ? "" : "s"}`;
+}
+
+/**
+ * `36 lists of 30 instructions, 190 candidates`
+ * @param clustered whether it is known which lists share an instruction
+ */
+export function sizeOf({ lists, instructions, candidates }: Evaluation, clustered: boolean): string {
+  const of = clustered ? ` of ${counted(instructions, "instruction")}` : "";
+  return `${counted(lists, "list")}${of}, ${counted(candidates, "candidate")}`;
 }
 
 /** The methods as rows, in percent; 100 columns at most. */

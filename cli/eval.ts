@@ -1,5 +1,5 @@
 /** `stratum eval`: a scorer beside the baselines, on labelled lists that it has not seen. */
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import type { Engine } from "../engine/model.ts";
@@ -12,9 +12,10 @@ import { emptyFileError, type List, readLists } from "../scorer/lists.ts";
 import { checkScorerFits, loadScorer, type SavedScorer } from "../scorer/scorer-file.ts";
 import { divideLists, seenInstructions } from "../scorer/seen.ts";
 import { labelsOf } from "../scorer/text-baselines.ts";
-import { addRunOptions, modelDirectory, positiveInteger, withEngine, withModelFiles } from "./common.ts";
+import { addRunOptions, countLines, modelDirectory, positiveInteger, withEngine, withModelFiles } from "./common.ts";
 import { type Control, type EvalFlags, type Loaded, measure } from "./eval-measure.ts";
 import { checkListsPath, type FeatureRequest, type ListsAndFeatures, withFeatures } from "./features.ts";
+import { number, wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn } from "./terminal.ts";
 
 const HELP = `
@@ -54,7 +55,7 @@ export function evalCommand(program: Command): void {
     .option(
       "--safe-from <label>",
       "a candidate with this label or a higher one is safe (default: its list's highest)",
-      real,
+      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
     )
     .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
     .option("--slices", "the same rows for lists with one safe candidate, without refusals, and by length")
@@ -72,33 +73,21 @@ export function evalCommand(program: Command): void {
   );
 }
 
-function real(text: string): number {
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw new InvalidArgumentError("a number is needed.");
-  return value;
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text.trim()) || !Number.isSafeInteger(value))
-    throw new InvalidArgumentError("a whole number from 0 is needed.");
-  return value;
-}
-
 function loadedFrom({ lists, layers, leftOut }: ListsAndFeatures): Loaded {
   return { source: layers[0].source, clusters: lists.map(instructionKey), lists, failed: leftOut.length };
 }
 
 async function runEval(path: string | undefined, flags: EvalFlags): Promise<number> {
   const stop = stopSignal();
-  checkInputs(path, flags);
+  await checkInputs(path, flags);
   const scorer = await loadScorer(flags.scorer);
   try {
-    return await withEngine(flags, (engine) =>
+    const code = await withEngine(flags, (engine) =>
       path === undefined
         ? evalFeatures(engine, scorer, flags.features as string, flags)
         : evalLists(engine, scorer, path, flags, stop),
     );
+    return stop.exitCode() ?? code;
   } catch (thrown) {
     const stopped = stop.exitCode();
     if (stopped === undefined || !stop.signal.aborted) throw thrown;
@@ -108,7 +97,7 @@ async function runEval(path: string | undefined, flags: EvalFlags): Promise<numb
 }
 
 /** @throws {StratumError} `usage/list`, `usage/features`, `usage/no-input` */
-function checkInputs(path: string | undefined, flags: EvalFlags): void {
+async function checkInputs(path: string | undefined, flags: EvalFlags): Promise<void> {
   if ((path === undefined) === (flags.features === undefined)) {
     throw new StratumError(
       "usage/list",
@@ -116,8 +105,14 @@ function checkInputs(path: string | undefined, flags: EvalFlags): void {
       "give a JSONL file of lists, or --features with a file of features",
     );
   }
-  for (const given of [path, flags.fit]) if (given !== undefined) checkListsPath(given);
-  if (flags.features === undefined) return;
+  if (flags.features === undefined) {
+    for (const given of [path, flags.fit]) {
+      if (given === undefined) continue;
+      checkListsPath(given);
+      await countLines(given);
+    }
+    return;
+  }
   const model = (["model", "layer", "pooling", "system", "control"] as const).find((name) => flags[name] !== undefined);
   if (model === undefined) return;
   throw new StratumError(
@@ -136,7 +131,7 @@ async function evalFeatures(engine: Engine, scorer: SavedScorer, path: string, f
   note("note    features carry no instructions: lists that the scorer has seen cannot be told apart");
   const loaded = (of: typeof source): Loaded => ({ source: of, clusters: null, lists: null, failed: 0 });
   const fit = fitted === null ? null : loaded(fitted);
-  return measure({ engine, scorer, on: loaded(source), fit, seen: null, control: null, model: null, flags });
+  return await measure({ engine, scorer, on: loaded(source), fit, seen: null, control: null, model: null, flags });
 }
 
 async function evalLists(

@@ -29,6 +29,8 @@ export interface FeatureRequest {
   readonly pooling: Pooling;
   readonly system?: string | undefined;
   readonly cache: boolean;
+  /** In place of the model's fingerprint, where its weights are not its files'. */
+  readonly identity?: string | undefined;
 }
 
 /** @throws {StratumError} `usage/no-input` for stdin: the lists are read more than once */
@@ -54,7 +56,7 @@ export async function withFeatures<T>(
   const { layers, pooling, system, cache } = request;
   const { date, truncate, batchTokens, sharePrefix } = flags;
   const total = await countLines(path);
-  const identity = await fingerprint(files, Math.max(...layers));
+  const identity = request.identity ?? (await fingerprint(files, Math.max(...layers)));
   const folder = cache ? undefined : await mkdtemp(join(tmpdir(), "stratum-features-"));
   const seen = new Map<string, List>();
   let model: Model | undefined;

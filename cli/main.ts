@@ -9,6 +9,7 @@ import { evalCommand } from "./eval.ts";
 import { extractCommand } from "./extract.ts";
 import { inspectCommand } from "./inspect.ts";
 import { rankCommand } from "./rank.ts";
+import { sweepCommand } from "./sweep.ts";
 import { EXIT, exitCodeOf, reportError } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
 
@@ -18,6 +19,7 @@ const program = new Command("stratum")
 rankCommand(program);
 trainCommand(program);
 evalCommand(program);
+sweepCommand(program);
 extractCommand(program);
 inspectCommand(program);
 doctorCommand(program);

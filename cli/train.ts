@@ -1,7 +1,7 @@
 /** `stratum train`: lists or features in, a scorer's folder out. */
 import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
 import { join } from "node:path";
-import { type Command, InvalidArgumentError, Option } from "commander";
+import { type Command, Option } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import type { Engine } from "../engine/model.ts";
@@ -12,7 +12,7 @@ import type { Pooling } from "../scorer/encode.ts";
 import type { FeatureSource } from "../scorer/feature-source.ts";
 import { openFeatures } from "../scorer/features-file.ts";
 import { type InstructionRecord, instructionKey } from "../scorer/instructions.ts";
-import { PRESETS, type PresetName, type Recipe } from "../scorer/presets.ts";
+import { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "../scorer/presets.ts";
 import { splitByInstruction } from "../scorer/sampling.ts";
 import { SCHEDULES, type ScheduleName } from "../scorer/schedule.ts";
 import { type BaseModel, inspectWeights, loadWeights, saveScorer, saveWeights } from "../scorer/scorer-file.ts";
@@ -31,6 +31,7 @@ import {
 } from "./common.ts";
 import { withFeatures } from "./features.ts";
 import { formatBytes, formatCount, formatSeconds } from "./format.ts";
+import { byteCount, number, share, wholeNumber } from "./numbers.ts";
 import { openStepLog } from "./step-log.ts";
 import { EXIT, note, type StopSignal, startTrainProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
 
@@ -123,7 +124,7 @@ export function trainCommand(program: Command): void {
       "how often a list is drawn as a random part of itself",
       number(0, 1, "a share from 0 to 1"),
     )
-    .option("--validation <share>", "lists that validate, by instruction", number(0, 0.9, "a share from 0 to 0.9"))
+    .option("--validation <share>", "lists that validate, by instruction", share)
     .option("--no-validation", "train on all lists; the last weights count")
     .addOption(
       new Option("--select <by>", "the best epoch has the lowest validation loss, or the highest top-1").choices([
@@ -132,12 +133,7 @@ export function trainCommand(program: Command): void {
       ]),
     )
     .option("--patience <epochs>", "end after so many epochs without a better one; 0: never", wholeNumber)
-    .option(
-      "--hold-out <share>",
-      "lists kept away from the training, by instruction, for stratum eval",
-      number(0, 0.9, "a share from 0 to 0.9"),
-      0,
-    )
+    .option("--hold-out <share>", "lists kept away from the training, by instruction, for stratum eval", share, 0)
     .option("--no-standardise", "take features as they are")
     .option("--seed <n>", "of everything random", wholeNumber, 0)
     .option("--log <file>", 'a line {"step", "loss"} a step, the loss before its update')
@@ -158,30 +154,6 @@ export function trainCommand(program: Command): void {
     const given = command.getOptionValueSource("pooling") === "cli" ? { pooling } : {};
     process.exitCode = await runTrain(lists, { ...rest, ...given } as TrainFlags);
   });
-}
-
-function number(low: number, high: number, what: string, above = false): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (text.trim() === "" || !Number.isFinite(value) || value < low || value > high || (above && value === low))
-      throw new InvalidArgumentError(`${what} is needed.`);
-    return value;
-  };
-}
-
-function wholeNumber(text: string): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text.trim()) || !Number.isSafeInteger(value))
-    throw new InvalidArgumentError("a whole number from 0 is needed.");
-  return value;
-}
-
-function byteCount(text: string): number {
-  const found = /^(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?$/i.exec(text.trim());
-  if (found === null) throw new InvalidArgumentError("a size is needed, such as 2GiB or 500MB.");
-  const [, value, unit = ""] = found;
-  const power = ["", "k", "m", "g", "t"].indexOf(unit.charAt(0).toLowerCase());
-  return Math.floor(Number(value) * (unit.endsWith("i") ? 1024 : 1000) ** power);
 }
 
 /** The recipe of the preset with what the flags say. */
@@ -336,23 +308,12 @@ async function train(
   const init = flags.init === undefined ? undefined : await loadWeights(flags.init, spec);
   const keys = origin.instructions ?? Array.from({ length: source.lists }, (_, b) => String(b));
   const [lists, held] = splitByInstruction(keys, [1 - flags.holdOut, flags.holdOut], flags.seed);
-  const {
-    layer: _layer,
-    pooling: _pooling,
-    head: _head,
-    width: _width,
-    heads: _heads,
-    ffnFactor: _ffn,
-    tau: _tau,
-    warmupShare,
-    ...rest
-  } = recipe;
   const options: TrainOptions = {
-    ...rest,
+    ...trainOptionsOf(recipe, source.dim),
     spec,
     seed: flags.seed,
     steps: flags.steps,
-    warmup: flags.warmup ?? { share: warmupShare },
+    ...(flags.warmup === undefined ? {} : { warmup: flags.warmup }),
   };
   const log = await openStepLog(flags.log);
   const losses: number[] = [];

@@ -18,7 +18,7 @@ import { SQUARE_SUM_PARTS, squareSum, squareSumTwin, stepStatus, stepStatusTwin 
 
 type Buffers = Readonly<Record<string, TwinBuffer>>;
 
-const DROPOUT: DropoutVariant = { rate: 0.3, site: 2 };
+const DROPOUT: DropoutVariant = { rate: 0.2, site: 2 };
 const COUNTER = Uint32Array.of(7, 12345, 40);
 
 /** (R) spans of lists of m candidates each. */

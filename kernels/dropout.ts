@@ -11,7 +11,7 @@ import { wgslFloat } from "./wgsl.ts";
 export interface DropoutVariant {
   /** The share that is dropped, in [0, 1); what is kept is scaled by 1 / (1 - rate). 0: the kernel has no dropout at all. */
   readonly rate: number;
-  /** Tells the places of one network apart. */
+  /** Tells the places of one network apart, 0 .. 7. */
   readonly site: number;
 }
 
@@ -37,7 +37,7 @@ const WORDS = 2 ** 32;
 export function dropoutFunction({ rate, site }: DropoutVariant): string {
   if (rate === 0) return "";
   return `fn dropped(value: f32, row: u32, element: u32) -> f32 {
-  var v = vec4<u32>(counter[2] + row, element, counter[0], counter[1] + ${site}u) * 1664525u + 1013904223u;
+  var v = vec4<u32>(counter[2] + row, element, counter[0], counter[1] * 8u + ${site}u) * 1664525u + 1013904223u;
   v.x += v.y * v.w; v.y += v.z * v.x; v.z += v.x * v.y; v.w += v.y * v.z;
   v ^= v >> vec4<u32>(16u);
   v.x += v.y * v.w;
@@ -59,7 +59,7 @@ export function dropoutFactor(
 ): number {
   if (rate === 0) return 1;
   const mix = (word: number) => (Math.imul(word, 1664525) + 1013904223) >>> 0;
-  let [x, y, z, w] = [counter[2] + row, element, counter[0], counter[1] + site].map(mix);
+  let [x, y, z, w] = [counter[2] + row, element, counter[0], counter[1] * 8 + site].map(mix);
   const add = (a: number, b: number, c: number) => (a + Math.imul(b, c)) >>> 0;
   x = add(x, y, w);
   y = add(y, z, x);

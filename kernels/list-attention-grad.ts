@@ -106,7 +106,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
       (i) => `g${i}`,
       (i) => `qkv[vAt + ${i}u]`,
     )};
-    let ds = p * (${droppedText(dropout, "dot", "row", `j * ${heads}u + head`)} - own) * ${scale};
+    let ds = p * (${droppedText(dropout, "dot", "row", `(j - span.x) * ${heads}u + head`)} - own) * ${scale};
     ${parts.map((i) => `d${i} += ds * k${i};`).join(" ")}
   }
   ${parts.map((i) => `dqkv[qAt + ${i}u] = d${i};`).join(" ")}`;
@@ -134,7 +134,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
       (i) => `g${i}`,
       (i) => `v${i}`,
     )};
-    let kept = ${droppedText(dropout, "1.0", "i", `row * ${heads}u + head`)};
+    let kept = ${droppedText(dropout, "1.0", "i", `(row - span.x) * ${heads}u + head`)};
     let ds = p * (dot * kept - delta[hi]) * ${scale};
     let pm = p * kept;
     ${parts.map((i) => `dk${i} += ds * q${i}; dv${i} += pm * g${i};`).join(" ")}
@@ -169,7 +169,7 @@ export function listAttentionGradTwin(
       }
       for (const [step, p] of weights.entries()) {
         const j = first + step;
-        const kept = dropoutFactor(dropout, counter, i, j * heads + h);
+        const kept = dropoutFactor(dropout, counter, i, step * heads + h);
         let dot = 0;
         for (let e = 0; e < size; e++) dot += dout[go + e] * qkv[part(j, 2, h) + e];
         const ds = p * (dot * kept - delta[i * heads + h]) * scale;

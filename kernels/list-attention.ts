@@ -109,7 +109,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     let p = exp(score - high);
     top = high;
     sum = fma(sum, fade, p);
-    let kept = ${droppedText(dropout, "p", "row", `j * ${heads}u + head`)};
+    let kept = ${droppedText(dropout, "p", "row", `(j - span.x) * ${heads}u + head`)};
     let vAt = kAt + ${stride}u;
     ${parts.map((i) => `o${i} = o${i} * fade + kept * qkv[vAt + ${i}u];`).join("\n    ")}
   }
@@ -162,7 +162,7 @@ export function listAttentionTwin(
       const { weights, lse: total, first } = attentionWeights(variant, buffers, r, h);
       for (let e = 0; e < size; e++) {
         out[r * width + h * size + e] = weights.reduce((sum, p, j) => {
-          const kept = p * dropoutFactor(dropout, counter, r, (first + j) * heads + h);
+          const kept = p * dropoutFactor(dropout, counter, r, j * heads + h);
           return sum + kept * qkv[((first + j) * 3 + 2) * width + h * size + e];
         }, 0);
       }

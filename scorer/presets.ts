@@ -64,3 +64,13 @@ export const PRESETS = {
 } as const satisfies Readonly<Record<string, Recipe>>;
 
 export type PresetName = keyof typeof PRESETS;
+
+/** A recipe as training takes it, for states of a width. */
+export function trainOptionsOf(recipe: Recipe, dim: number): Omit<TrainOptions, "seed"> {
+  const { layer: _layer, pooling: _pooling, head, width, heads, ffnFactor, tau, warmupShare, ...rest } = recipe;
+  return {
+    ...rest,
+    spec: { head, dim, width, heads, ffn: ffnFactor * width, tau },
+    warmup: { share: warmupShare },
+  };
+}
