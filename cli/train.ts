@@ -17,7 +17,14 @@ import { splitByInstruction } from "../scorer/sampling.ts";
 import { SCHEDULES, type ScheduleName } from "../scorer/schedule.ts";
 import { type BaseModel, inspectWeights, loadWeights, saveScorer, saveWeights } from "../scorer/scorer-file.ts";
 import { SCORER_HEADS, type ScorerHead, type ScorerSpec } from "../scorer/scorer-spec.ts";
-import { type TrainOptions, type TrainPlan, type TrainResult, trainScorer } from "../scorer/train.ts";
+import {
+  ANCHORS,
+  type Anchor,
+  type TrainOptions,
+  type TrainPlan,
+  type TrainResult,
+  trainScorer,
+} from "../scorer/train.ts";
 import type { StepRecord } from "../scorer/trainer.ts";
 import { curve } from "./chart.ts";
 import {
@@ -49,6 +56,8 @@ interface TrainFlags extends Omit<RunFlags, "pooling"> {
   readonly tau?: number;
   readonly loss?: LossName;
   readonly dropout?: number;
+  readonly inputDropout?: number;
+  readonly anchor?: Anchor;
   readonly lr?: number;
   readonly weightDecay?: number;
   readonly clip?: number;
@@ -105,7 +114,14 @@ export function trainCommand(program: Command): void {
     .option("--ffn <n>", "width of the feed-forward layer", positiveInteger)
     .option("--tau <t>", "temperature: scores are divided by it", number(0, Number.MAX_VALUE, "a number above 0", true))
     .addOption(new Option("--loss <name>", "loss over a list").choices(LOSSES))
-    .option("--dropout <rate>", "rate of all dropouts", number(0, 0.99, "a number from 0 to 0.99"))
+    .option("--dropout <rate>", "rate of the dropouts within the scorer", number(0, 0.99, "a number from 0 to 0.99"))
+    .option("--input-dropout <rate>", "rate of the dropout at the features", number(0, 0.99, "a number from 0 to 0.99"))
+    .addOption(
+      new Option(
+        "--anchor <name>",
+        "what responses are compared with: the instruction's state, or a learned vector",
+      ).choices(ANCHORS),
+    )
     .option("--lr <rate>", "learning rate", number(0, Number.MAX_VALUE, "a number from 0"))
     .option("--weight-decay <w>", "decoupled weight decay", number(0, Number.MAX_VALUE, "a number from 0"))
     .option(

@@ -4,6 +4,7 @@ import { canonicalOrder, canonicalOrderTwin } from "./canonical-order.ts";
 import { floats, type GradientCase, type KernelCase } from "./case.ts";
 import { columnSum, columnSumTwin } from "./column-sum.ts";
 import { type DropoutVariant, NO_DROPOUT } from "./dropout.ts";
+import { dropoutRows, dropoutRowsTwin } from "./dropout-rows.ts";
 import { gelu, geluGrad, geluGradTwin, geluTwin } from "./gelu.ts";
 import type { Kernel, Target, TwinBuffer } from "./kernel.ts";
 import { type LayerNormVariant, layerNorm, layerNormGrad, layerNormGradTwin, layerNormTwin } from "./layer-norm.ts";
@@ -356,6 +357,19 @@ function optimizerCases(target: Target): KernelCase[] {
   return cases;
 }
 
+function dropoutCases(): KernelCase[] {
+  const variant = { width: 65, dropout: DROPOUT };
+  return [
+    make(
+      "57 x 65",
+      dropoutRows(variant),
+      57,
+      (random) => ({ counter: COUNTER, x: floats(random, 57 * 65) }),
+      (buffers) => dropoutRowsTwin(variant, buffers, 57),
+    ),
+  ];
+}
+
 /** A transposed product, as the gradient of a layer's input has it. */
 function transposedCases(target: Target): KernelCase[] {
   return [...new Set([matmulTile(target, "store", 1).subgroup, 0])].flatMap((subgroup) =>
@@ -385,6 +399,7 @@ export function scorerCases(target: Target): KernelCase[] {
     ...columnSumCases(),
     ...layerNormCases(target),
     ...geluCases(),
+    ...dropoutCases(),
     ...listAttentionCases(),
     ...listCosineCases(target),
     ...rowCases(),

@@ -89,6 +89,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
     ...{
       loss: "kl",
       dropout: options.dropout,
+      inputDropout: 0,
       clip: 1,
       weightDecay: 1e-4,
       seed: 1,

@@ -9,6 +9,7 @@ import { type BoundBuffer, dispatch, type Pipeline } from "../engine/pipelines.t
 import type { PlannedBuffer } from "../engine/plan.ts";
 import { columnSum } from "../kernels/column-sum.ts";
 import { type DropoutVariant, NO_DROPOUT } from "../kernels/dropout.ts";
+import { dropoutRows } from "../kernels/dropout-rows.ts";
 import { gelu, geluGrad } from "../kernels/gelu.ts";
 import { type Kernel, PARAMS_BYTES, type Target } from "../kernels/kernel.ts";
 import { layerNorm, layerNormGrad } from "../kernels/layer-norm.ts";
@@ -87,8 +88,8 @@ const NAMES: Readonly<Record<ScorerSpec["head"], Readonly<Partial<Record<Linear 
   pointwise: { proj: "proj.", linear1: "linear1.", linear2: "linear2.", norm2: "norm." },
 };
 
-/** The places of dropout in torch.nn.TransformerEncoderLayer. */
-const SITES = { attention: 1, norm1: 2, ffn: 3, norm2: 4 } as const;
+/** The places of dropout in torch.nn.TransformerEncoderLayer, and at the features. */
+const SITES = { attention: 1, norm1: 2, ffn: 3, norm2: 4, input: 5 } as const;
 
 /** Buffers of a network for batches of R rows. */
 export const FORWARD_BUFFERS = [
@@ -124,8 +125,8 @@ export function planNetwork(spec: ScorerSpec, rows: number, training: boolean): 
 export interface NetworkOptions {
   /** Rows of a batch, at most. */
   readonly rows: number;
-  /** Makes the backward pass possible; the rate of all dropouts in it. */
-  readonly training?: { readonly dropout: number } | undefined;
+  /** Makes the backward pass possible; the rate of the dropouts within the network, and of that at its features. */
+  readonly training?: { readonly dropout: number; readonly inputDropout?: number } | undefined;
 }
 
 /** A scorer on the GPU. Disposing it frees its buffers, weights included. */
@@ -257,6 +258,11 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
   const names = NAMES[head];
   const layout = parameterLayout(spec);
   const rate = training?.dropout ?? 0;
+  const inputRate = training?.inputDropout ?? 0;
+  const inputDropout =
+    inputRate > 0
+      ? await engine.pipelines.get(dropoutRows({ width: spec.dim, dropout: { rate: inputRate, site: SITES.input } }))
+      : undefined;
   const inference = await compile(engine, forwardKernels(spec, target, 0));
   const kernels: Kernels = {
     forward: rate > 0 ? await compile(engine, forwardKernels(spec, target, rate)) : inference,
@@ -306,6 +312,7 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
           ...{ residual, branch, ...of(weights, layer), ...random },
           ...{ out: buffers[`y${suffix}`], xhat: buffers[`xhat${suffix}`], rstd: buffers[`rstd${suffix}`] },
         });
+      if (counter !== undefined && inputDropout !== undefined) run(pass, inputDropout, { counter, x });
       linear("proj", x, h);
       let stream = h;
       if (head === "listwise") {

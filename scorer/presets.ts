@@ -28,6 +28,8 @@ const srr: Recipe = {
   tau: 0.2,
   loss: "kl",
   dropout: 0.1,
+  inputDropout: 0,
+  anchor: "instruction",
   lr: 1e-3,
   weightDecay: 1e-4,
   clip: 1,

@@ -107,7 +107,7 @@ function tensorsOf(shapes: readonly ParameterShape[], values: ReadonlyMap<string
     const count = elementCount(shape);
     if (tensor === undefined) throw missingTensor("the scorer to be saved", name);
     if (tensor.length !== count) throw wrongShape("the scorer to be saved", name, [tensor.length], shape);
-    checkValues("the scorer to be saved", name, tensor, name.endsWith(".scale"));
+    checkValues("the scorer to be saved", name, tensor);
     return { name, dtype: "F32", shape, bytes: encodeFloats(tensor, "F32") };
   });
 }
@@ -255,7 +255,7 @@ async function readStandardisation(file: SafetensorsFile, dim: number): Promise<
     for (const what of ["mean", "scale"] as const) {
       const name = `standardise.${role}.${what}`;
       const row = values.get(name) ?? new Float32Array(dim);
-      checkValues(file.path, name, row, what === "scale");
+      checkValues(file.path, name, row);
       standardise[what].set(row, i * dim);
     }
   }
@@ -335,8 +335,10 @@ async function readParameters(
   return values;
 }
 
-function checkValues(where: string, name: string, values: Float32Array, positive = false): void {
-  const at = values.findIndex((value) => !Number.isFinite(value) || (positive && value <= 0));
+/** An instruction's scale may be 0: a learned vector then stands in its place (`anchor`). A response's may not. */
+function checkValues(where: string, name: string, values: Float32Array): void {
+  const [scale, positive] = [name.endsWith(".scale"), name === "standardise.resp.scale"];
+  const at = values.findIndex((value) => !Number.isFinite(value) || (scale && value < 0) || (positive && value === 0));
   if (at < 0) return;
   throw new StratumError(
     Number.isFinite(values[at]) ? "scorer/bad-scale" : "scorer/not-finite",

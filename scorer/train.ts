@@ -25,11 +25,21 @@ import {
   type Trainer,
 } from "./trainer.ts";
 
+export const ANCHORS = ["instruction", "learned"] as const;
+export type Anchor = (typeof ANCHORS)[number];
+
 export interface TrainOptions {
   readonly spec: ScorerSpec;
   readonly loss: LossName;
   /** The rate of all dropouts, in [0, 1). */
   readonly dropout: number;
+  /** Rate of the dropout at the features, in [0, 1). */
+  readonly inputDropout: number;
+  /**
+   * What the responses are compared with: the instruction's state, or a learned vector in its place. The second forgets
+   * the instruction; where lists are few, its state is mostly a way to learn them by heart.
+   */
+  readonly anchor: Anchor;
   readonly lr: number;
   readonly weightDecay: number;
   /** Bound of the gradient's global norm; 0: none. */
@@ -148,6 +158,17 @@ export function trainableLists(source: FeatureSource, loss: LossName, lists?: re
   );
 }
 
+/** The statistics that features enter with. A scale of 0 makes every instruction the same: the projection's bias. */
+async function standardisationOf(
+  source: FeatureSource,
+  lists: readonly number[],
+  { standardise, anchor }: TrainOptions,
+): Promise<Standardisation> {
+  const found = standardise ? await measureStandardisation(source, lists) : identity(source.dim);
+  if (anchor === "learned") found.scale.fill(0, 0, source.dim);
+  return found;
+}
+
 /** Mean loss of lists whose scores are all equal: what an untrained scorer can be expected to have. */
 function chanceLoss(source: FeatureSource, lists: readonly number[], { loss, spec }: TrainOptions): number {
   let sum = 0;
@@ -250,9 +271,7 @@ export async function trainScorer(
     from: resumed?.progress.step ?? 0,
   };
   await run.onPlan?.(plan);
-  const standardisation =
-    resumed?.standardisation ??
-    (options.standardise ? await measureStandardisation(source, trainLists) : identity(source.dim));
+  const standardisation = resumed?.standardisation ?? (await standardisationOf(source, trainLists, options));
   using trainer = await createTrainer(engine, source, { ...options, ...sizes, standardisation, seed: seed >>> 0 });
   await trainer.feeder.load(trainer.network.buffers["x"]);
 
@@ -345,7 +364,7 @@ export async function trainScorer(
   return {
     weights: unflatten(layout, best),
     last: unflatten(layout, state.weights),
-    standardisation: options.standardise ? standardisation : null,
+    standardisation: options.standardise || options.anchor === "learned" ? standardisation : null,
     epochs: progress.epochs,
     best: progress.best,
     steps: progress.step,

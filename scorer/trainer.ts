@@ -19,6 +19,8 @@ export interface TrainerOptions {
   readonly spec: ScorerSpec;
   readonly loss: LossName;
   readonly dropout: number;
+  /** Rate of the dropout at the features. */
+  readonly inputDropout: number;
   /** Bound of the gradient's global norm; 0: none. */
   readonly clip: number;
   readonly weightDecay: number;
@@ -117,7 +119,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
     for (const each of stack.splice(0).reverse()) each[Symbol.dispose]();
   };
   try {
-    const network = await createNetwork(engine, spec, { rows, training: { dropout: options.dropout } });
+    const network = await createNetwork(engine, spec, { rows, training: options });
     stack.push(network);
     const feeder = await createFeeder(engine, source, options);
     stack.push(feeder);

@@ -57,7 +57,7 @@ it("covers every op, every weight type, and both kinds of variant", () => {
   expect(new Set(cases.map(({ kernel }) => kernel.name))).toEqual(
     new Set([
       ...["matmul", "rmsNorm", "rope", "rowGather", "spanMean", "cosine", "attention"],
-      ...["matmulWeightGrad", "columnSum", "layerNorm", "layerNormGrad", "gelu", "geluGrad"],
+      ...["matmulWeightGrad", "columnSum", "layerNorm", "layerNormGrad", "gelu", "geluGrad", "dropoutRows"],
       ...["listAttention", "listAttentionGrad", "listCosine", "listCosineGrad", "standardise", "canonicalOrder"],
       ...["listLoss", "adamw", "squareSum", "stepStatus"],
     ]),

@@ -22,7 +22,11 @@ describe("backward twins against finite differences", () => {
         };
         const slope = (moved(STEP) - moved(-STEP)) / (2 * STEP);
         const error = Math.abs(slope - values[i]) / Math.max(1, Math.abs(slope));
-        expect([name, i, error < TOLERANCE ? "within" : `${values[i]} instead of ${slope}`]).toEqual([name, i, "within"]);
+        expect([name, i, error < TOLERANCE ? "within" : `${values[i]} instead of ${slope}`]).toEqual([
+          name,
+          i,
+          "within",
+        ]);
       }
     }
   });

@@ -115,7 +115,7 @@ describe("saveScorer and loadScorer", () => {
       "a deviation of 0",
       { standardise: { mean: new Float32Array(12), scale: new Float32Array(12) } },
       "scorer/bad-scale",
-      "standardise.inst.scale",
+      "standardise.resp.scale",
     ],
     ["heads that do not divide", { spec: { ...scorer(1).spec, heads: 3 } }, "scorer/bad-size", "3 heads"],
   ])("refuse to save %s, and leave the older scorer", async (_, change, code, word) => {

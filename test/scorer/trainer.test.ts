@@ -14,6 +14,7 @@ const OPTIONS: TrainerOptions = {
   spec: GOLDEN_SPEC,
   loss: "kl",
   dropout: 0,
+  inputDropout: 0,
   clip: 0,
   weightDecay: DECAY,
   seed: 0,

@@ -49,6 +49,7 @@ export const TOLERANCES: Readonly<Record<string, Readonly<Partial<Record<WeightT
   columnSum: { f32: LONG_SUM },
   layerNorm: { f32: CENTRED },
   layerNormGrad: { f32: LONG_SUM },
+  dropoutRows: { f32: BASE },
   gelu: { f32: ERF },
   geluGrad: { f32: ERF },
   listAttention: { f32: EXPONENTIAL },
