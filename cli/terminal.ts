@@ -179,7 +179,7 @@ export function startProgress(total: number | undefined, unit: string): Progress
   }
   const bar = new SingleBar({
     stream: process.stderr,
-    format: `{bar} {value}/{shown} ${unit} · {rate} ${unit}/s · {tokenRate} tokens/s · {eta_formatted} left`,
+    format: `{bar} {value}/{shown} ${unit} · {rate} ${unit}/s{tokenRate} · {eta_formatted} left`,
     barCompleteChar: "█",
     barIncompleteChar: "░",
     barsize: 28,
@@ -190,7 +190,7 @@ export function startProgress(total: number | undefined, unit: string): Progress
   let done = 0;
   let tokens = 0;
   const shown = total === undefined ? "?" : formatCount(total);
-  const start = () => bar.start(total ?? 0, done, { shown, rate: "-", tokenRate: "-" });
+  const start = () => bar.start(total ?? 0, done, { shown, rate: "-", tokenRate: "" });
   start();
   return {
     aside(write) {
@@ -203,7 +203,10 @@ export function startProgress(total: number | undefined, unit: string): Progress
       tokens += more;
       const seconds = (performance.now() - begin) / 1000;
       if (total === undefined) bar.setTotal(done + 1);
-      bar.update(done, { rate: (done / seconds).toFixed(1), tokenRate: formatCount(Math.round(tokens / seconds)) });
+      bar.update(done, {
+        rate: (done / seconds).toFixed(1),
+        tokenRate: tokens > 0 ? ` · ${formatCount(Math.round(tokens / seconds))} tokens/s` : "",
+      });
     },
     stop: () => bar.stop(),
   };

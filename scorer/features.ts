@@ -33,6 +33,8 @@ export interface ListFeatures {
   readonly labels: Float32Array;
   /** A layer each, in the order of `layers`: (1 + m, D), the instruction's state first. */
   readonly states: readonly Float32Array[];
+  /** Tokens of its sequences, each counted whole. */
+  readonly tokens: number;
 }
 
 /**
@@ -74,7 +76,8 @@ export async function* computeFeatures(
     for (const [s, sequence] of outcome.sequences.entries()) {
       for (const [k, rows] of states.entries()) rows.set(sequence.states.subarray(k * d, (k + 1) * d), s * d);
     }
-    yield { id, line, labels: own, states };
+    const tokens = outcome.sequences.reduce((sum, { ids }) => sum + ids.length, 0);
+    yield { id, line, labels: own, states, tokens };
   }
   signal?.throwIfAborted();
 }

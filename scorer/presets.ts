@@ -50,6 +50,18 @@ export const PRESETS = {
   "language-ranker": { ...srr, layer: "60%" },
   /** No attention between candidates: scores that can be compared across lists. */
   pointwise: { ...srr, head: "pointwise", loss: "bce" },
+  /**
+   * For a few hundred lists: states averaged over the response, a learned vector in the instruction's place, no attention
+   * between candidates, half of the features dropped at every step. Chosen by validation, see the README's table.
+   */
+  "few-lists": {
+    ...srr,
+    pooling: "mean",
+    head: "pointwise",
+    anchor: "learned",
+    inputDropout: 0.5,
+    patience: 0,
+  },
   /** A plain PyTorch implementation with nothing to hold it back, to compare with. */
   reference: {
     ...srr,

@@ -1,7 +1,6 @@
-/** `stratum demo`: the example lists, for eyes, or as a summary that `rank` confirms. */
+/** `stratum demo`: trains before the eyes, and ranks what the scorer has not seen. */
 import { describe, expect, it } from "vitest";
-import type { RankingRecord } from "../../scorer/rankings.ts";
-import { EXAMPLES, exampleLines, jsonLines, lastJsonLine, stratum } from "../support/cli.ts";
+import { exampleLines, jsonLines, stratum } from "../support/cli.ts";
 
 interface Labelled {
   readonly instruction: string;
@@ -9,50 +8,42 @@ interface Labelled {
 }
 const lists = exampleLines.map((line) => JSON.parse(line) as Labelled);
 const candidates = lists.reduce((sum, list) => sum + list.candidates.length, 0);
+const UNSEEN = 16;
 
 describe("demo", () => {
-  it("summarizes with --json what rank finds", async () => {
-    const run = await stratum(["demo", "--json", "--layer", "0"]);
-    expect(run.code).toBe(0);
-    const [summary, ...more] = jsonLines<Record<string, number>>(run.stdout);
+  it("gives its summary with --json, the same twice", async () => {
+    const [first, second] = [await stratum(["demo", "--json"]), await stratum(["demo", "--json"])];
+    expect(first.code).toBe(0);
+    const [summary, ...more] = jsonLines<Record<string, unknown>>(first.stdout);
     expect(more).toEqual([]);
-    const ranked = await stratum(["rank", EXAMPLES, "--layer", "0", "--json"]);
-    const { tokens, adapter } = lastJsonLine(ranked.stderr);
-    expect(summary).toMatchObject({
-      adapter,
-      model: "stratum-demo",
-      layer: 0,
-      layers: 6,
-      lists: lists.length,
-      candidates,
-      tokens,
-    });
-    const best = jsonLines<RankingRecord>(ranked.stdout).map(({ results }) => results[0]!.index);
-    const safe = lists.filter((list, i) => list.candidates[best[i]!]!.label === 1).length;
-    expect(summary!["top1"]).toBeCloseTo(safe / lists.length, 12);
-    const random = lists.map(
-      (list) => list.candidates.filter(({ label }) => label === 1).length / list.candidates.length,
-    );
-    expect(summary!["top1_random"]).toBeCloseTo(random.reduce((a, b) => a + b) / lists.length, 12);
-    expect(summary!["seconds_ranking"]).toBeLessThanOrEqual(summary!["seconds_total"]!);
+    const expected = { model: "stratum-demo", layer: 4, layers: 6, lists: lists.length, candidates };
+    expect(summary).toMatchObject({ ...expected, trained_on: lists.length - UNSEEN, unseen: UNSEEN });
+    const top1 = summary!["top1"] as Record<string, number>;
+    expect(Object.keys(top1)).toEqual([
+      ...["trained scorer", "raw cosine", "difference of means", "linear probe"],
+      ...["bag of words", "refusal keywords", "shortest", "random"],
+    ]);
+    for (const value of Object.values(top1)) expect(value > 0 && value <= 1).toBe(true);
+    // The learned scorer must have learned: picking at random finds a safe one in two lists of five.
+    expect(top1["trained scorer"]).toBeGreaterThan(0.55);
+    expect(jsonLines<Record<string, unknown>>(second.stdout)[0]!["top1"]).toEqual(top1);
   });
 
-  it("shows three lists whole and the first place of every other", async () => {
+  it("draws the curve, shows three lists whole, the first place of the others and the table", async () => {
     const run = await stratum(["demo"]);
-    const whole = lists.slice(0, 3).reduce((sum, list) => sum + list.candidates.length, 0);
-    expect(run.stdout.match(/^ {2}\d+\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(whole);
-    expect(run.stdout.match(/^(safe|unsafe) +\S/gm)).toHaveLength(lists.length - 3);
-  });
-
-  it("shows every list and candidate with --all, without colours in a pipe, and claims no safety", async () => {
-    const run = await stratum(["demo", "--all"]);
     expect(run.code).toBe(0);
     expect(run.stdout).not.toContain("\x1b");
-    expect(run.stdout.match(/^ {2}\d+\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(candidates);
-    for (const { instruction } of lists) expect(run.stdout).toContain(instruction.slice(0, 60));
-    expect(run.stdout).toMatch(/^48 lists, 190 candidates ranked in /m);
-    expect(run.stdout).toMatch(/hidden states after block 2 of 6/);
-    expect(run.stdout).toMatch(/first place is safe in \d+ of 48 lists/);
-    expect(run.stdout).toMatch(/raw cosine knows nothing of safety/);
+    expect(run.stdout).toMatch(/loss by step on 32 lists\n +\d\.\d{3} ┤/);
+    expect(run.stdout.match(/^ {2}1\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(3);
+    expect(run.stdout.match(/^(safe|unsafe) +\S/gm)).toHaveLength(UNSEEN - 3);
+    expect(run.stdout).toMatch(/^trained scorer +\d+% +█/m);
+    expect(run.stdout).toMatch(/^random +\d+% +█/m);
+    expect(run.stdout).toMatch(/states after block 4 of 6/);
+  });
+
+  it("shows every unseen list whole with --all, at another layer", async () => {
+    const run = await stratum(["demo", "--all", "--layer", "1"]);
+    expect(run.stdout.match(/^ {2}1\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(UNSEEN);
+    expect(run.stdout).toMatch(/states after block 1 of 6/);
   });
 });
