@@ -33,7 +33,7 @@ describe("demo", () => {
     const run = await stratum(["demo"]);
     expect(run.code).toBe(0);
     expect(run.stdout).not.toContain("\x1b");
-    expect(run.stdout).toMatch(/loss by step on 32 lists\n +\d\.\d{3} ┤/);
+    expect(run.stdout).toMatch(/loss by step on 32 lists\n +\d\.\d{3} [┤┼]/);
     expect(run.stdout.match(/^ {2}1\. +-?\d\.\d{3} █+ +(safe|unsafe) /gm)).toHaveLength(3);
     expect(run.stdout.match(/^(safe|unsafe) +\S/gm)).toHaveLength(UNSEEN - 3);
     expect(run.stdout).toMatch(/^trained scorer +\d+% +█/m);
