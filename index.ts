@@ -2,12 +2,14 @@
  * The library: everything that a command does can be called.
  *
  * `createEngine` opens the GPU, `loadModel` loads a Hugging Face directory down to a layer, `hiddenStates` and `rank`
- * use it. What is disposable frees GPU memory when it is disposed.
+ * use it. `computeFeatures` or `openFeatures` give what `trainScorer` trains on; `saveScorer` and `loadScorer` keep a
+ * scorer, `createScorer` scores with it, `rank` takes it as an option. What is disposable frees GPU memory when it is disposed.
  */
 export { type AdapterChoice, type AdapterTrial, openAdapter } from "./engine/adapter.ts";
 export { type Batch, type PackedSequence, packBatches, type SequenceGroup } from "./engine/batch.ts";
 export { type BenchRow, benchDepth, benchRank } from "./engine/bench.ts";
 export type { Device, DeviceInfo, DeviceLimits } from "./engine/device.ts";
+export { fingerprint } from "./engine/fingerprint.ts";
 export {
   type HiddenStatesOptions,
   hiddenStates,
@@ -19,11 +21,22 @@ export { resolveLayer, resolveLayers } from "./engine/layers.ts";
 export type { LoadedModel } from "./engine/model.ts";
 export { createEngine, type Engine } from "./engine/model.ts";
 export { type ModelFiles, openModelFiles } from "./engine/model-files.ts";
-export { planRun, type RunOutput, type RunPlan } from "./engine/plan.ts";
-export { createRunner, type Runner, type RunnerOptions } from "./engine/runner.ts";
+export { planRun, type RunOutput, type RunPlan, type RunPooling } from "./engine/plan.ts";
+export { randomWeights } from "./engine/random-weights.ts";
+export { type Cosines, createRunner, type Runner, type RunnerOptions, type SequencePair } from "./engine/runner.ts";
 export { type CheckResult, selfCheck } from "./engine/self-check.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";
+export { LOSSES, type LossName } from "./kernels/list-loss.ts";
+export {
+  rawCosine,
+  type StateScorer,
+  scoreStates,
+  trainDifferenceOfMeans,
+  trainLinearProbe,
+} from "./scorer/baselines.ts";
+export { type BootstrapOptions, bootstrapDifference, bootstrapMean, type Estimate } from "./scorer/bootstrap.ts";
 export type { EncodeOptions, Pooling } from "./scorer/encode.ts";
+export { type Evaluation, evaluate, evaluateSlices, type Method, type MethodRow } from "./scorer/evaluate.ts";
 export {
   createExtractor,
   type ExtractedSequence,
@@ -31,6 +44,13 @@ export {
   type ExtractOutcome,
   type Extractor,
 } from "./scorer/extract.ts";
+export { arraySource, type FeatureArrays, type FeatureSource } from "./scorer/feature-source.ts";
+export { computeFeatures, type FeatureOptions, type ListFeatures, writeFeatures } from "./scorer/features.ts";
+export { type CachedFeatures, type CacheRequest, cachedFeatures } from "./scorer/features-cache.ts";
+export { openFeatures } from "./scorer/features-file.ts";
+export { createFeaturesWriter, type FeaturesWriter } from "./scorer/features-writer.ts";
+export type { Standardisation } from "./scorer/feeder.ts";
+export { instructionKey } from "./scorer/instructions.ts";
 export {
   type Candidate,
   type Fields,
@@ -42,6 +62,8 @@ export {
   readSequences,
   type SequenceLine,
 } from "./scorer/lists.ts";
+export { type ListMeasures, type MeasureName, measureLists, randomMeasures } from "./scorer/measures.ts";
+export { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "./scorer/presets.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";
 export {
   type ErrorRecord,
@@ -51,7 +73,14 @@ export {
   rankingRecord,
   toJsonLine,
 } from "./scorer/rankings.ts";
+export { splitByInstruction } from "./scorer/sampling.ts";
+export { createScorer, type Scorer, type ScorerOptions, type StateRows } from "./scorer/scorer.ts";
+export { checkScorerFits, loadScorer, loadWeights, type SavedScorer, saveScorer } from "./scorer/scorer-file.ts";
+export { initialWeights, parameterShapes, type ScorerSpec } from "./scorer/scorer-spec.ts";
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";
+export { compareCells, type SweepCell, type SweepSummary, summariseSweep, sweep } from "./scorer/sweep.ts";
+export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";
+export { type TrainOptions, type TrainPlan, type TrainResult, type TrainRun, trainScorer } from "./scorer/train.ts";
 export { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 export { type DecoderConfig, readModelConfig } from "./weights/config.ts";
 export { decodeFloats, encodeFloats } from "./weights/floats.ts";

@@ -72,9 +72,15 @@ export async function writeCheckpoint(path: string, checkpoint: Checkpoint): Pro
  * Reads a checkpoint.
  * @param count parameters, flat
  * @param dim D
- * @throws {StratumError} `train/no-checkpoint`, `train/bad-checkpoint`
+ * @param checkRun throws where the checkpoint is of another run: before its sizes are looked at, which differ then
+ * @throws {StratumError} `train/no-checkpoint`, `train/bad-checkpoint`, and what `checkRun` throws
  */
-export async function readCheckpoint(path: string, count: number, dim: number): Promise<Checkpoint> {
+export async function readCheckpoint(
+  path: string,
+  count: number,
+  dim: number,
+  checkRun?: (run: TrainProgress["run"]) => void,
+): Promise<Checkpoint> {
   const bad = (why: string, cause?: unknown) =>
     new StratumError("train/bad-checkpoint", `${path}: ${why}`, "start the training anew in another folder", cause);
   await using file = await openSafetensors(path).catch((cause: unknown) => {

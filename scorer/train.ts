@@ -2,7 +2,7 @@
  * The training loop: lists drawn by seed, AdamW with a schedule, validation by instruction, early stopping, checkpoints.
  * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
  */
-import { createHash } from "node:crypto";
+import { createHash, type Hash } from "node:crypto";
 import type { Engine } from "../engine/model.ts";
 import { sumBytes } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
@@ -81,7 +81,7 @@ export interface TrainRun {
   readonly onPlan?: ((plan: TrainPlan) => void | Promise<void>) | undefined;
   readonly onStep?: ((record: StepRecord) => void) | undefined;
   readonly onEpoch?: ((record: EpochRecord, best: boolean) => void) | undefined;
-  /** A checkpoint was written: the steps that it covers. */
+  /** A checkpoint is about to be written, for so many steps: what belongs to them must be on disk before it. */
   readonly onCheckpoint?: ((step: number) => Promise<void>) | undefined;
 }
 
@@ -201,26 +201,28 @@ async function runIdentity(
   run: TrainRun,
   engine: Engine,
 ): Promise<Record<string, unknown>> {
-  const hash = createHash("sha256");
   const bytes = (values: Float32Array | Uint32Array) =>
     new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-  hash.update(bytes(source.offsets)).update(bytes(source.labels));
-  // A few lists stand for all of them: other features differ everywhere.
-  for (let i = 0; i < Math.min(8, source.lists); i++) {
-    const b = Math.floor((i * source.lists) / Math.min(8, source.lists));
+  const labels = createHash("sha256").update(bytes(source.offsets)).update(bytes(source.labels));
+  const states = createHash("sha256");
+  for (let b = 0; b < source.lists; b++) {
     const values = new Float32Array((1 + listLength(source, b)) * source.dim);
     await source.readList(b, values);
-    hash.update(bytes(values));
+    states.update(bytes(values));
   }
-  for (const text of run.instructions ?? []) hash.update(`${text.length}:${text}`);
-  hash.update(Uint32Array.from(run.lists ?? []));
-  for (const [name, values] of run.init ?? []) hash.update(name).update(bytes(values));
+  const instructions = createHash("sha256");
+  for (const text of run.instructions ?? []) instructions.update(`${text.length}:${text}`);
+  const lists = createHash("sha256").update(Uint32Array.from(run.lists ?? []));
+  const init = createHash("sha256");
+  for (const [name, values] of run.init ?? []) init.update(name).update(bytes(values));
+  const short = (hash: Hash) => hash.digest("hex").slice(0, 16);
+  const data = { states: short(states), labels: short(labels), instructions: short(instructions), lists: short(lists) };
   return JSON.parse(
     JSON.stringify({
       ...options,
-      data: hash.digest("hex"),
+      ...data,
+      init: run.init === undefined ? null : short(init),
       adapter: engine.device.info.name,
-      init: run.init !== undefined,
     }),
   ) as Record<string, unknown>;
 }
@@ -249,9 +251,10 @@ export async function trainScorer(
   const layout = parameterLayout(spec);
   const identityOfRun = await runIdentity(source, options, run, engine);
   const resumed = run.checkpoint?.resume
-    ? await readCheckpoint(run.checkpoint.path, layout.count, source.dim)
+    ? await readCheckpoint(run.checkpoint.path, layout.count, source.dim, (before) =>
+        checkSameRun(before, identityOfRun),
+      )
     : undefined;
-  if (resumed !== undefined) checkSameRun(resumed.progress.run, identityOfRun);
   const sizes = {
     spec,
     rows: Math.max(longest, BATCH_ROWS),
@@ -327,9 +330,9 @@ export async function trainScorer(
       );
     }
     if (progress.best === null) bestWeights = state.weights;
+    await run.onCheckpoint?.(progress.step);
     await writeCheckpoint(run.checkpoint.path, { progress, state, best: bestWeights, standardisation });
     saved = progress.step;
-    await run.onCheckpoint?.(saved);
   };
   await save();
 
