@@ -3,7 +3,7 @@
  * torch.optim.AdamW: p *= 1 - lr * decay; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
  * p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps), with g the gradient times the clip factor.
  *
- * One lane an element of the flat parameters. Nothing happens once `status` says halted: the weights stay those of the
+ * One lane four elements of the flat parameters: what is the same for all is loaded once for them. Nothing happens once `status` says halted: the weights stay those of the
  * last step whose loss and gradient were finite.
  */
 import {
@@ -21,7 +21,7 @@ import {
 import { STATUS } from "./step-status.ts";
 
 export interface AdamwVariant {
-  /** Elements. */
+  /** Elements, a multiple of 4. */
   readonly count: number;
 }
 
@@ -31,12 +31,12 @@ const LANES = 64;
 export const ADAMW_HYPER = ["keep", "stepSize", "beta1", "beta2", "rootCorrection", "eps"] as const;
 
 const BINDINGS: readonly Binding[] = [
-  { name: "grads", access: "read", type: "array<f32>", shape: ["N"] },
+  { name: "grads", access: "read", type: "array<vec4<f32>>", shape: ["N/4"] },
   { name: "hyper", access: "read", type: "array<f32>", shape: ["6"] },
   STATUS,
-  { name: "weights", access: "read_write", type: "array<f32>", shape: ["N"] },
-  { name: "first", access: "read_write", type: "array<f32>", shape: ["N"] },
-  { name: "second", access: "read_write", type: "array<f32>", shape: ["N"] },
+  { name: "weights", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
+  { name: "first", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
+  { name: "second", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
   PARAMS,
 ];
 
@@ -47,13 +47,15 @@ ${declareBindings(BINDINGS)}
 @compute @workgroup_size(${LANES})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
   let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
-  if (at >= ${variant.count}u || status[1] != 0.0) { return; }
+  if (at >= ${variant.count / 4}u || status[1] != 0.0) { return; }
   let g = grads[at] * status[0];
-  let m = fma(first[at], hyper[2], (1.0 - hyper[2]) * g);
-  let v = fma(second[at], hyper[3], (1.0 - hyper[3]) * g * g);
+  let beta1 = hyper[2];
+  let beta2 = hyper[3];
+  let m = fma(first[at], vec4<f32>(beta1), (1.0 - beta1) * g);
+  let v = fma(second[at], vec4<f32>(beta2), (1.0 - beta2) * g * g);
   first[at] = m;
   second[at] = v;
-  weights[at] = fma(-hyper[1], m / (sqrt(v) / hyper[4] + hyper[5]), weights[at] * hyper[0]);
+  weights[at] = fma(vec4<f32>(-hyper[1]), m / (sqrt(v) / hyper[4] + hyper[5]), weights[at] * hyper[0]);
 }
 `;
   return {
@@ -62,7 +64,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     wgsl,
     bindings: BINDINGS,
     subgroups: false,
-    grid: () => flatGrid(Math.ceil(variant.count / LANES)),
+    grid: () => flatGrid(Math.ceil(variant.count / 4 / LANES)),
   };
 }
 

@@ -306,7 +306,7 @@ function rowCases(): KernelCase[] {
 
 function optimizerCases(target: Target): KernelCase[] {
   const cases: KernelCase[] = [];
-  for (const count of [1, 65, 33001]) {
+  for (const count of [4, 68, 33000]) {
     cases.push(
       make(
         `${count} weights`,
