@@ -4,18 +4,8 @@
  * One lane an element.
  */
 import { type DropoutVariant, dropoutBindings, dropoutFactor, dropoutFunction, dropoutKey } from "./dropout.ts";
-import {
-  type Binding,
-  declareBindings,
-  FLAT_BUILTINS,
-  FLAT_WORKGROUP,
-  flatGrid,
-  type Kernel,
-  kernelKey,
-  PARAMS,
-  PARAMS_STRUCT,
-  type TwinBuffer,
-} from "./kernel.ts";
+import { elementKernel } from "./element.ts";
+import { type Kernel, kernelKey, type TwinBuffer } from "./kernel.ts";
 
 export interface DropoutRowsVariant {
   /** Row length D. */
@@ -24,33 +14,16 @@ export interface DropoutRowsVariant {
   readonly dropout: DropoutVariant;
 }
 
-const LANES = 64;
-
 /** The kernel of a variant. Rows: R. */
 export function dropoutRows({ width, dropout }: DropoutRowsVariant): Kernel {
-  const bindings: readonly Binding[] = [
-    ...dropoutBindings(dropout),
-    { name: "x", access: "read_write", type: "array<f32>", shape: ["R", "D"] },
-    PARAMS,
-  ];
-  const wgsl = `${PARAMS_STRUCT}
-${declareBindings(bindings)}
-${dropoutFunction(dropout)}
-@compute @workgroup_size(${LANES})
-fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
-  if (at >= params.rows * ${width}u) { return; }
-  x[at] = dropped(x[at], at / ${width}u, at % ${width}u);
-}
-`;
-  return {
+  return elementKernel({
     name: "dropoutRows",
     key: kernelKey("dropoutRows", { width, ...dropoutKey(dropout) }),
-    wgsl,
-    bindings,
-    subgroups: false,
-    grid: (rows) => flatGrid(Math.ceil((rows * width) / LANES)),
-  };
+    bindings: [...dropoutBindings(dropout), { name: "x", access: "read_write", type: "array<f32>", shape: ["R", "D"] }],
+    width,
+    functions: dropoutFunction(dropout),
+    statement: "x[at] = dropped(x[at], row, column);",
+  });
 }
 
 /** CPU twin of `dropoutRows`. */

@@ -12,26 +12,14 @@ import {
   dropoutKey,
   droppedText,
 } from "./dropout.ts";
-import {
-  type Binding,
-  declareBindings,
-  FLAT_BUILTINS,
-  FLAT_WORKGROUP,
-  flatGrid,
-  type Kernel,
-  kernelKey,
-  PARAMS,
-  PARAMS_STRUCT,
-  type TwinBuffer,
-} from "./kernel.ts";
+import { elementKernel } from "./element.ts";
+import { type Binding, type Kernel, kernelKey, type TwinBuffer } from "./kernel.ts";
 
 export interface GeluVariant {
   /** Row length F. */
   readonly width: number;
   readonly dropout: DropoutVariant;
 }
-
-const LANES = 64;
 
 const NORMAL_CDF = `fn normalCdf(x: f32) -> f32 {
   let a = abs(x) * 0.70710678118654752;
@@ -41,32 +29,15 @@ const NORMAL_CDF = `fn normalCdf(x: f32) -> f32 {
   return select(tail, 1.0 - tail, x >= 0.0);
 }`;
 
-function elementKernel(
-  name: string,
-  { width, dropout }: GeluVariant,
-  bindings: readonly Binding[],
-  statement: string,
-): Kernel {
-  const wgsl = `${PARAMS_STRUCT}
-${declareBindings(bindings)}
-${NORMAL_CDF}
-${dropoutFunction(dropout)}
-@compute @workgroup_size(${LANES})
-fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
-  if (at >= params.rows * ${width}u) { return; }
-  let v = x[at];
-  ${statement}
-}
-`;
-  return {
+function perElement(name: string, { width, dropout }: GeluVariant, output: Binding, statement: string): Kernel {
+  return elementKernel({
     name,
     key: kernelKey(name, { width, ...dropoutKey(dropout) }),
-    wgsl,
-    bindings,
-    subgroups: false,
-    grid: (rows) => flatGrid(Math.ceil((rows * width) / LANES)),
-  };
+    bindings: [matrix("x", "read"), ...dropoutBindings(dropout), output],
+    width,
+    functions: `${NORMAL_CDF}\n${dropoutFunction(dropout)}`,
+    statement: `let v = x[at];\n  ${statement}`,
+  });
 }
 
 const matrix = (name: string, access: Binding["access"]): Binding => ({
@@ -78,21 +49,17 @@ const matrix = (name: string, access: Binding["access"]): Binding => ({
 
 /** The kernel of a variant. Rows: R. */
 export function gelu(variant: GeluVariant): Kernel {
-  const { width, dropout } = variant;
-  const bindings = [matrix("x", "read"), ...dropoutBindings(dropout), matrix("out", "read_write"), PARAMS];
-  const value = droppedText(dropout, "v * normalCdf(v)", `at / ${width}u`, `at % ${width}u`);
-  return elementKernel("gelu", variant, bindings, `out[at] = ${value};`);
+  const value = droppedText(variant.dropout, "v * normalCdf(v)", "row", "column");
+  return perElement("gelu", variant, matrix("out", "read_write"), `out[at] = ${value};`);
 }
 
 /** The backward kernel of a variant: `dout` becomes dx. Rows: R. */
 export function geluGrad(variant: GeluVariant): Kernel {
-  const { width, dropout } = variant;
-  const bindings = [matrix("x", "read"), ...dropoutBindings(dropout), matrix("dout", "read_write"), PARAMS];
-  const value = droppedText(dropout, "dout[at]", `at / ${width}u`, `at % ${width}u`);
-  return elementKernel(
+  const value = droppedText(variant.dropout, "dout[at]", "row", "column");
+  return perElement(
     "geluGrad",
     variant,
-    bindings,
+    matrix("dout", "read_write"),
     `dout[at] = ${value} * fma(v, 0.3989422804014327 * exp(-0.5 * v * v), normalCdf(v));`,
   );
 }

@@ -5,6 +5,7 @@
  *
  * listCosine: one workgroup a row, variants as in rmsNorm. listCosineGrad: one lane an element.
  */
+import { elementKernel } from "./element.ts";
 import {
   type Binding,
   declareBindings,
@@ -26,7 +27,6 @@ export interface ListCosineVariant {
   readonly subgroup: number;
 }
 
-const LANES = 64;
 /** Below it a norm counts as this: the bound of torch.nn.functional.cosine_similarity. */
 const EPS = 1e-8;
 
@@ -97,40 +97,27 @@ export function listCosineGrad({ width }: Pick<ListCosineVariant, "width">): Ker
     { ...COSINES, access: "read" },
     { name: "grads", access: "read", type: "array<f32>", shape: ["R"] },
     { name: "dy", access: "read_write", type: "array<f32>", shape: ["R", "P"] },
-    PARAMS,
   ];
-  const wgsl = `${PARAMS_STRUCT}
-${declareBindings(bindings)}
-@compute @workgroup_size(${LANES})
-fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
-  if (at >= params.rows * ${width}u) { return; }
-  let row = at / ${width}u;
-  let i = at % ${width}u;
-  let span = spans[row];
+  return elementKernel({
+    name: "listCosineGrad",
+    key: kernelKey("listCosineGrad", { width }),
+    bindings,
+    width,
+    statement: `let span = spans[row];
   let own = cosines[row];
   if (row == span.x) {
     let n = y[at] * own.y;
     var sum = 0.0;
     for (var r = span.x + 1u; r < span.y; r++) {
       let other = cosines[r];
-      sum = fma(grads[r], fma(-other.x, n, y[r * ${width}u + i] * other.y), sum);
+      sum = fma(grads[r], fma(-other.x, n, y[r * ${width}u + column] * other.y), sum);
     }
     dy[at] = sum * own.y;
   } else {
-    let n = y[span.x * ${width}u + i] * cosines[span.x].y;
+    let n = y[span.x * ${width}u + column] * cosines[span.x].y;
     dy[at] = grads[row] * fma(-own.x, y[at] * own.y, n) * own.y;
-  }
-}
-`;
-  return {
-    name: "listCosineGrad",
-    key: kernelKey("listCosineGrad", { width }),
-    wgsl,
-    bindings,
-    subgroups: false,
-    grid: (rows) => flatGrid(Math.ceil((rows * width) / LANES)),
-  };
+  }`,
+  });
 }
 
 /** CPU twin of `listCosineGrad`. */

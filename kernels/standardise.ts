@@ -4,26 +4,14 @@
  *
  * One lane an element. Gathers on the way, so that rows come in the order that the scorer wants them.
  */
-import {
-  type Binding,
-  declareBindings,
-  FLAT_BUILTINS,
-  FLAT_WORKGROUP,
-  flatGrid,
-  type Kernel,
-  kernelKey,
-  PARAMS,
-  PARAMS_STRUCT,
-  type TwinBuffer,
-} from "./kernel.ts";
+import { elementKernel } from "./element.ts";
+import { type Binding, type Kernel, kernelKey, type TwinBuffer } from "./kernel.ts";
 import { LIST_SPANS } from "./list-attention.ts";
 
 export interface StandardiseVariant {
   /** Row length D. */
   readonly d: number;
 }
-
-const LANES = 64;
 
 const BINDINGS: readonly Binding[] = [
   { name: "x", access: "read", type: "array<f32>", shape: ["S", "D"] },
@@ -32,32 +20,18 @@ const BINDINGS: readonly Binding[] = [
   { name: "mean", access: "read", type: "array<f32>", shape: ["2", "D"] },
   { name: "scale", access: "read", type: "array<f32>", shape: ["2", "D"] },
   { name: "out", access: "read_write", type: "array<f32>", shape: ["R", "D"] },
-  PARAMS,
 ];
 
 /** The kernel of a variant. Rows: R. */
-export function standardise(variant: StandardiseVariant): Kernel {
-  const { d } = variant;
-  const wgsl = `${PARAMS_STRUCT}
-${declareBindings(BINDINGS)}
-@compute @workgroup_size(${LANES})
-fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
-  if (at >= params.rows * ${d}u) { return; }
-  let row = at / ${d}u;
-  let i = at % ${d}u;
-  let column = select(${d}u, 0u, spans[row].x == row) + i;
-  out[at] = (x[index[row] * ${d}u + i] - mean[column]) * scale[column];
-}
-`;
-  return {
+export function standardise({ d }: StandardiseVariant): Kernel {
+  return elementKernel({
     name: "standardise",
-    key: kernelKey("standardise", variant),
-    wgsl,
+    key: kernelKey("standardise", { d }),
     bindings: BINDINGS,
-    subgroups: false,
-    grid: (rows) => flatGrid(Math.ceil((rows * d) / LANES)),
-  };
+    width: d,
+    statement: `let entry = select(${d}u, 0u, spans[row].x == row) + column;
+  out[at] = (x[index[row] * ${d}u + column] - mean[entry]) * scale[entry];`,
+  });
 }
 
 /** CPU twin of `standardise`. */
