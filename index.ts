@@ -2,7 +2,7 @@
  * The library: everything that a command does can be called.
  *
  * `createEngine` opens the GPU, `loadModel` loads a Hugging Face directory down to a layer, `hiddenStates` and `rank`
- * use it. `computeFeatures` or `openFeatures` give what `trainScorer` trains on; `saveScorer` and `loadScorer` keep a
+ * use it. `computeFeatures` or `openFeatures` give what `trainAnchored` and `trainScorer` train on; `saveScorer` and `loadScorer` keep a
  * scorer, `createScorer` scores with it, `rank` takes it as an option. What is disposable frees GPU memory when it is disposed.
  */
 export { type AdapterChoice, type AdapterTrial, openAdapter } from "./engine/adapter.ts";
@@ -81,6 +81,7 @@ export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts
 export { compareCells, type SweepCell, type SweepSummary, summariseSweep, sweep } from "./scorer/sweep.ts";
 export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";
 export { type TrainOptions, type TrainPlan, type TrainResult, type TrainRun, trainScorer } from "./scorer/train.ts";
+export { type AnchoredOptions, type AnchoredResult, trainAnchored } from "./scorer/train-anchors.ts";
 export { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 export { type DecoderConfig, readModelConfig } from "./weights/config.ts";
 export { decodeFloats, encodeFloats } from "./weights/floats.ts";

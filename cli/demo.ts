@@ -15,7 +15,7 @@ import { PRESETS, type Recipe, trainOptionsOf } from "../scorer/presets.ts";
 import { rankingRecord } from "../scorer/rankings.ts";
 import { splitByInstruction } from "../scorer/sampling.ts";
 import { createScorer } from "../scorer/scorer.ts";
-import { trainScorer } from "../scorer/train.ts";
+import { trainAnchored } from "../scorer/train-anchors.ts";
 import { curve } from "./chart.ts";
 import {
   addCommonOptions,
@@ -117,20 +117,15 @@ async function runDemo(flags: DemoFlags): Promise<number> {
       note(`\ntraining on ${seen.length} lists; ${unseen.length} are held out`);
       const progress = startTrainProgress();
       const losses: number[] = [];
-      const trained = await trainScorer(
-        engine,
-        source,
-        { ...trainOptionsOf(RECIPE, dim), seed: SEED },
-        {
-          ...{ instructions: keys, lists: seen, signal: stop.signal },
-          onPlan: ({ steps, from }) => progress.start(steps, from),
-          onStep(record) {
-            losses.push(record.loss);
-            progress.step(record);
-          },
-          onEpoch: (record, best) => progress.epoch(record, best),
+      const trained = await trainAnchored(engine, source, { ...trainOptionsOf(RECIPE, dim), seed: SEED }, () => ({
+        ...{ instructions: keys, lists: seen, signal: stop.signal },
+        onPlan: ({ steps, from }) => progress.start(steps, from),
+        onStep(record) {
+          losses.push(record.loss);
+          progress.step(record);
         },
-      ).finally(() => progress.stop());
+        onEpoch: (record, best) => progress.epoch(record, best),
+      })).finally(() => progress.stop());
       const stopped = stop.exitCode();
       if (stopped !== undefined) {
         warn("stopped during the training");

@@ -1,6 +1,7 @@
 /** `train --log`: a JSON line a step. The lines of a resumed run follow those that its checkpoint covers. */
-import { type FileHandle, open, readFile } from "node:fs/promises";
+import { type FileHandle, open, readFile, rename, stat } from "node:fs/promises";
 import { messageOf, StratumError } from "../errors.ts";
+import { temporaryName, writeSynced } from "../scorer/durable.ts";
 
 export interface StepLog {
   /** Opens the file: anew, or with the lines of the steps before `from`. */
@@ -27,9 +28,13 @@ export async function openStepLog(path: string | undefined): Promise<StepLog> {
     begin: (from) =>
       guarded(async () => {
         if (path === undefined) return;
-        const before = from > 0 ? await keptLines(path, from) : [];
-        file = await open(path, "w");
-        await file.writeFile(before.join(""));
+        if (from > 0 && (await isFile(path))) {
+          // Cut under another name: a process that is killed here must not lose what the checkpoint counts on.
+          const rest = temporaryName(path);
+          await writeSynced(rest, (await keptLines(path, from)).join(""));
+          await rename(rest, path);
+        }
+        file = await open(path, from > 0 ? "a" : "w");
       }),
     add({ step, loss }) {
       if (path !== undefined) waiting.push(`${JSON.stringify({ step, loss })}\n`);
@@ -49,12 +54,15 @@ export async function openStepLog(path: string | undefined): Promise<StepLog> {
   };
 }
 
+/** Whether a path names a regular file: a pipe or a device is neither read nor replaced. */
+async function isFile(path: string): Promise<boolean> {
+  const found = await stat(path).catch(() => undefined);
+  return found?.isFile() === true;
+}
+
 /** The lines of an earlier log that belong to steps before `from`. */
 async function keptLines(path: string, from: number): Promise<string[]> {
-  const text = await readFile(path, "utf8").catch((cause: NodeJS.ErrnoException) => {
-    if (cause.code === "ENOENT") return "";
-    throw cause;
-  });
+  const text = await readFile(path, "utf8");
   const kept: string[] = [];
   for (const line of text.split("\n")) {
     const step = /^\{"step":(\d+),"loss":[^}]*\}$/.exec(line)?.[1];

@@ -45,7 +45,7 @@ export function sweepCommand(program: Command): void {
     .option("--seeds <n>", "splits: the seeds 0 .. n - 1", positiveInteger, 3)
     .option("--test <share>", "lists that are measured, by instruction", share, 0.3)
     .addOption(new Option("--preset <names...>", "scorers to train").choices(Object.keys(PRESETS)).default(["srr"]))
-    .option("--control", "also states of the same architecture with random weights")
+    .option("--control", "also a linear probe of the same architecture with random weights")
     .option("--no-cache", "compute features anew and keep none")
     .addHelpText("after", HELP);
   addRunOptions(command, "JSON lines on stdout instead of the table").action(

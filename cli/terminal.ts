@@ -136,6 +136,8 @@ export function startTrainProgress(): TrainProgress {
   let lastLine = performance.now();
   return {
     start(steps, done) {
+      bar?.stop();
+      [smooth, top1] = [undefined, "-"];
       if (quiet || !process.stderr.isTTY) return;
       bar = new SingleBar({
         stream: process.stderr,

@@ -1,6 +1,7 @@
 /** `stratum train`: lists or features in, a scorer's folder out. */
-import { mkdir, readdir, rm, rmdir, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { existsSync } from "node:fs";
+import { readdir, rm, rmdir, stat } from "node:fs/promises";
+import { join, parse } from "node:path";
 import { type Command, Option } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
@@ -8,6 +9,7 @@ import type { Engine } from "../engine/model.ts";
 import { messageOf, StratumError } from "../errors.ts";
 import { LOSSES, type LossName } from "../kernels/list-loss.ts";
 import type { EpochRecord } from "../scorer/checkpoint.ts";
+import { makeFolder } from "../scorer/durable.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import type { FeatureSource } from "../scorer/feature-source.ts";
 import { openFeatures } from "../scorer/features-file.ts";
@@ -17,14 +19,15 @@ import { splitByInstruction } from "../scorer/sampling.ts";
 import { SCHEDULES, type ScheduleName } from "../scorer/schedule.ts";
 import { type BaseModel, inspectWeights, loadWeights, saveScorer, saveWeights } from "../scorer/scorer-file.ts";
 import { SCORER_HEADS, type ScorerHead, type ScorerSpec } from "../scorer/scorer-spec.ts";
+import type { Anchor, TrainPlan } from "../scorer/train.ts";
 import {
-  ANCHORS,
-  type Anchor,
-  type TrainOptions,
-  type TrainPlan,
-  type TrainResult,
-  trainScorer,
-} from "../scorer/train.ts";
+  ANCHOR_CHOICES,
+  type AnchorChoice,
+  type AnchoredOptions,
+  type AnchoredResult,
+  anchorsOf,
+  trainAnchored,
+} from "../scorer/train-anchors.ts";
 import type { StepRecord } from "../scorer/trainer.ts";
 import { curve } from "./chart.ts";
 import {
@@ -39,8 +42,15 @@ import {
 import { withFeatures } from "./features.ts";
 import { formatBytes, formatCount, formatSeconds } from "./format.ts";
 import { byteCount, number, share, wholeNumber } from "./numbers.ts";
-import { openStepLog } from "./step-log.ts";
+import { openStepLog, type StepLog } from "./step-log.ts";
 import { EXIT, note, type StopSignal, startTrainProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
+
+const CHECKPOINT = "checkpoint.safetensors";
+
+const ANCHOR_WORDS: Readonly<Record<Anchor, string>> = {
+  instruction: "the instruction's state",
+  learned: "a learned vector in the instruction's place",
+};
 
 interface TrainFlags extends Omit<RunFlags, "pooling"> {
   readonly output: string;
@@ -57,7 +67,7 @@ interface TrainFlags extends Omit<RunFlags, "pooling"> {
   readonly loss?: LossName;
   readonly dropout?: number;
   readonly inputDropout?: number;
-  readonly anchor?: Anchor;
+  readonly anchor?: AnchorChoice;
   readonly lr?: number;
   readonly weightDecay?: number;
   readonly clip?: number;
@@ -119,8 +129,8 @@ export function trainCommand(program: Command): void {
     .addOption(
       new Option(
         "--anchor <name>",
-        "what responses are compared with: the instruction's state, or a learned vector",
-      ).choices(ANCHORS),
+        "what responses are compared with: the instruction's state, a learned vector, or what validates better",
+      ).choices(ANCHOR_CHOICES),
     )
     .option("--lr <rate>", "learning rate", number(0, Number.MAX_VALUE, "a number from 0"))
     .option("--weight-decay <w>", "decoupled weight decay", number(0, Number.MAX_VALUE, "a number from 0"))
@@ -206,34 +216,42 @@ async function specOf(flags: TrainFlags, recipe: Recipe, dim: number): Promise<S
   return { ...sizes, heads, tau };
 }
 
-/** Checks the folder before any work. @throws {StratumError} `usage/output-exists`, `usage/output` */
-async function claimFolder({ output, resume, overwrite }: TrainFlags): Promise<void> {
+/**
+ * Checks the folder before any work.
+ * @returns whether it had to be made
+ * @throws {StratumError} `usage/output-exists`, `usage/output`, `file/write-failed`
+ */
+async function claimFolder({ output, resume, overwrite }: TrainFlags): Promise<boolean> {
+  const cannot = (cause: unknown): never => {
+    const what = `${output} cannot be used as a folder: ${messageOf(cause)}`;
+    throw new StratumError("file/write-failed", what, "check the path, permissions and free space", cause);
+  };
   const found = await stat(output).catch(() => undefined);
   if (found !== undefined && !found.isDirectory())
     throw new StratumError("usage/output", `${output} is a file`, "give -o the name of a folder");
-  const names = found === undefined ? [] : await readdir(output);
+  const names = found === undefined ? [] : await readdir(output).catch(cannot);
   if (names.length > 0 && !resume && !overwrite) {
-    const ours = names.includes("checkpoint.safetensors");
+    const ours = names.includes(CHECKPOINT);
     throw new StratumError(
       "usage/output-exists",
       `${output} exists and is not empty`,
       `${ours ? "go on with --resume, replace it with --overwrite" : "replace it with --overwrite"}, or give -o another name`,
     );
   }
-  try {
-    await mkdir(output, { recursive: true });
-    if (!overwrite || resume) return;
-    // Only what training writes: a folder may hold other people's files.
-    for (const name of ["scorer.json", "scorer.safetensors", "last.safetensors", "checkpoint.safetensors"])
-      await rm(join(output, name), { force: true });
-  } catch (cause) {
-    throw new StratumError(
-      "file/write-failed",
-      `${output} cannot be made: ${messageOf(cause)}`,
-      "check permissions and free space",
-      cause,
-    );
-  }
+  await makeFolder(output).catch(cannot);
+  return found === undefined;
+}
+
+/** Removes an earlier run's files, and only those: a folder may hold other people's. */
+async function clearFolder(output: string): Promise<void> {
+  for (const name of [
+    "scorer.json",
+    "scorer.safetensors",
+    "last.safetensors",
+    CHECKPOINT,
+    "checkpoint-learned.safetensors",
+  ])
+    await rm(join(output, name), { force: true });
 }
 
 /** What is known of the features' origin. */
@@ -260,7 +278,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
     warn(
       `warning: tau ${recipe.tau} is high: with scores from -1 to 1 one safe candidate among ten gets at most ${bestShare(recipe.tau, 10)} of the probability`,
     );
-  await claimFolder(flags);
+  const made = await claimFolder(flags);
   try {
     return await withEngine(flags, async (engine) => {
       if (flags.features !== undefined) {
@@ -298,7 +316,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
     });
   } catch (thrown) {
     // A folder that nothing came into is of no use.
-    await rmdir(flags.output).catch(() => undefined);
+    if (made) await rmdir(flags.output).catch(() => undefined);
     // A signal during the pass over the model: nothing was trained.
     const stopped = stop.exitCode();
     if (stopped === undefined || !stop.signal.aborted) throw thrown;
@@ -324,49 +342,61 @@ async function train(
   const init = flags.init === undefined ? undefined : await loadWeights(flags.init, spec);
   const keys = origin.instructions ?? Array.from({ length: source.lists }, (_, b) => String(b));
   const [lists, held] = splitByInstruction(keys, [1 - flags.holdOut, flags.holdOut], flags.seed);
-  const options: TrainOptions = {
+  const options: AnchoredOptions = {
     ...trainOptionsOf(recipe, source.dim),
     spec,
     seed: flags.seed,
     steps: flags.steps,
     ...(flags.warmup === undefined ? {} : { warmup: flags.warmup }),
   };
-  const log = await openStepLog(flags.log);
-  const losses: number[] = [];
+  const anchors = anchorsOf(options);
+  const logs = new Map<Anchor, StepLog>();
+  const curves = new Map<Anchor, number[]>(anchors.map((anchor) => [anchor, []]));
   const progress = startTrainProgress();
   const begin = performance.now();
   let plan: TrainPlan | undefined;
-  let result: TrainResult;
+  let result: AnchoredResult;
   try {
-    result = await trainScorer(engine, source, options, {
-      ...{ instructions: keys, init, lists, residentLimit: flags.gpuMemory, signal: stop.signal },
-      checkpoint: {
-        path: join(flags.output, "checkpoint.safetensors"),
-        everySteps: flags.checkpointEvery,
-        resume: flags.resume ?? false,
-      },
-      async onPlan(found) {
-        plan = found;
-        note(planLine(engine, spec, recipe, found));
-        if (found.leftOut > 0)
-          note(`note    ${formatCount(found.leftOut)} lists teach nothing (a missing label, or all labels alike)`);
-        if (held.length > 0) note(`note    ${formatCount(held.length)} lists held out`);
-        await log.begin(found.from);
-        progress.start(found.steps, found.from);
-      },
-      onStep(record: StepRecord) {
-        losses.push(record.loss);
-        log.add(record);
-        progress.step(record);
-      },
-      onEpoch: (record: EpochRecord, best: boolean) => progress.epoch(record, best),
-      onCheckpoint: () => log.flush(),
+    for (const anchor of anchors) logs.set(anchor, await openStepLog(sideName(flags.log, anchor, anchors)));
+    result = await trainAnchored(engine, source, options, (anchor) => {
+      const [log, losses] = [logs.get(anchor) as StepLog, curves.get(anchor) as number[]];
+      const first = anchor === anchors[0];
+      const path = join(flags.output, sideName(CHECKPOINT, anchor, anchors) as string);
+      // A run that was stopped during the first anchor has no checkpoint of the second yet.
+      const resume = flags.resume === true && (first || existsSync(path));
+      return {
+        ...{ instructions: keys, init, lists, residentLimit: flags.gpuMemory, signal: stop.signal },
+        checkpoint: { path, everySteps: flags.checkpointEvery, resume },
+        async onPlan(found) {
+          plan = found;
+          if (first) {
+            note(planLine(engine, spec, recipe, found));
+            if (found.leftOut > 0)
+              note(`note    ${formatCount(found.leftOut)} lists teach nothing (a missing label, or all labels alike)`);
+            if (held.length > 0) note(`note    ${formatCount(held.length)} lists held out`);
+            // Not before: what stops a run earlier must not cost the scorer that is there.
+            if (flags.overwrite && !flags.resume) await clearFolder(flags.output);
+          }
+          if (anchors.length > 1)
+            note(`anchor  ${ANCHOR_WORDS[anchor]}${found.from > 0 ? `, from step ${found.from}` : ""}`);
+          await log.begin(found.from);
+          progress.start(found.steps, found.from);
+        },
+        onStep(record: StepRecord) {
+          losses.push(record.loss);
+          log.add(record);
+          progress.step(record);
+        },
+        onEpoch: (record: EpochRecord, best: boolean) => progress.epoch(record, best),
+        onCheckpoint: () => log.flush(),
+      };
     });
-    await log.flush();
+    for (const log of logs.values()) await log.flush();
   } finally {
     progress.stop();
-    await log.close();
+    for (const log of logs.values()) await log.close();
   }
+  const losses = curves.get(result.anchor) ?? [];
   const stopped = result.interrupted ? stop.exitCode() : undefined;
   if (stopped !== undefined) {
     warn(`stopped after ${formatCount(result.steps)} steps; go on with the same command and --resume`);
@@ -393,6 +423,7 @@ async function train(
         lists: result.trainLists.length,
         validation_lists: result.validationLists.length,
       },
+      ...{ anchor: result.anchor, tried: result.tried },
       ...{ steps: result.steps, stopped_early: result.stoppedEarly, best, epochs: result.epochs },
       ...(origin.instructions === null ? {} : { instructions }),
     },
@@ -403,6 +434,8 @@ async function train(
       head: spec.head,
       layer: origin.layer,
       loss: recipe.loss,
+      anchor: result.anchor,
+      tried: result.tried,
       parameters: result.plan.parameters,
     },
     ...{
@@ -434,9 +467,16 @@ function planLine(engine: Engine, spec: ScorerSpec, recipe: Recipe, plan: TrainP
   ].join("\n");
 }
 
+/** A file of one anchor's run: under its own name where there is one run, else the second's beside the first's. */
+function sideName(path: string | undefined, anchor: Anchor, anchors: readonly Anchor[]): string | undefined {
+  if (path === undefined || anchor === anchors[0]) return path;
+  const { dir, name, ext } = parse(path);
+  return join(dir, `${name}-${anchor}${ext}`);
+}
+
 /** The end of a run, for people. */
 function report(
-  result: TrainResult,
+  result: AnchoredResult,
   losses: readonly number[],
   best: EpochRecord | null,
   seconds: number,
@@ -445,6 +485,12 @@ function report(
 ): void {
   const width = Math.min(process.stderr.columns ?? 80, 100);
   if (losses.length > 0) note(`\n${recipe.loss} loss by step\n${curve(losses, width)}`);
+  if (result.tried.length > 1) {
+    const told = result.tried.map(({ anchor, validation }) =>
+      validation === null ? anchor : `${anchor} ${validation.top1.toFixed(3)} (loss ${validation.loss.toFixed(3)})`,
+    );
+    note(`\nanchor  ${result.anchor}: it validates better; top-1 with ${told.join(", with ")}`);
+  }
   const top1 = result.epochs.flatMap(({ validation }) => (validation === null ? [] : [validation.top1]));
   if (top1.length > 1) note(`\nvalidation top-1 by epoch\n${curve(top1, width)}`);
   const kept =
@@ -454,6 +500,11 @@ function report(
   note(
     `\ndone    ${formatCount(result.steps)} steps, ${result.epochs.length} epochs${result.stoppedEarly ? " (ended early)" : ""} in ${formatSeconds(seconds)}; kept ${kept}`,
   );
+  const loss = best === null ? result.epochs.at(-1)?.loss : best.validation?.loss;
+  if (loss !== undefined && loss >= result.chance)
+    warn(
+      `warning: the ${best === null ? "last epoch's" : "validation"} loss ${loss.toFixed(3)} is no better than ${result.chance.toFixed(3)}, that of equal scores: try a lower --lr, --preset few-lists, another --layer, or more lists`,
+    );
   note(
     `scorer  ${flags.output}: scorer.safetensors, scorer.json; try stratum ${flags.features === undefined ? "eval" : "eval --features"}`,
   );

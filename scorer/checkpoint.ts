@@ -2,6 +2,7 @@
  * A training run that can be gone on with: one file with the weights, the optimizer's moments, the best weights so far, the
  * statistics of the features, and in its metadata where the run stands. It appears whole or not at all.
  */
+import { createHash } from "node:crypto";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import { decodeFloats } from "../weights/floats.ts";
@@ -65,7 +66,19 @@ export async function writeCheckpoint(path: string, checkpoint: Checkpoint): Pro
     shape: [values[name].length],
     bytes: new Uint8Array(values[name].buffer, values[name].byteOffset, values[name].byteLength),
   }));
-  await writeSafetensors(path, tensors, { metadata: { progress: JSON.stringify(checkpoint.progress) } });
+  const text = JSON.stringify(checkpoint.progress);
+  const sha256 = hashOf(
+    text,
+    TENSORS.map((name) => values[name]),
+  );
+  await writeSafetensors(path, tensors, { metadata: { progress: text, sha256 } });
+}
+
+/** Of all that a checkpoint holds: a flipped bit would go on unseen. */
+function hashOf(text: string, values: readonly Float32Array[]): string {
+  const hash = createHash("sha256").update(text);
+  for (const { buffer, byteOffset, byteLength } of values) hash.update(new Uint8Array(buffer, byteOffset, byteLength));
+  return hash.digest("hex");
 }
 
 /**
@@ -106,16 +119,18 @@ export async function readCheckpoint(
     if (!values.every(Number.isFinite)) throw bad(`tensor ${name} holds NaN or infinity`);
     return values;
   };
+  const text = file.metadata["progress"] ?? "";
   let parsed: TrainProgress;
   try {
-    parsed = progress.parse(JSON.parse(file.metadata["progress"] ?? ""));
+    parsed = progress.parse(JSON.parse(text));
   } catch (cause) {
     throw bad("it does not say where the run stands", cause);
   }
-  return {
-    progress: parsed,
-    state: { weights: await read("weights"), first: await read("first"), second: await read("second") },
-    best: await read("best"),
-    standardisation: { mean: await read("mean"), scale: await read("scale") },
-  };
+  checkRun?.(parsed.run);
+  const values: Float32Array<ArrayBuffer>[] = [];
+  for (const name of TENSORS) values.push(await read(name));
+  if (hashOf(text, values) !== file.metadata["sha256"])
+    throw bad("its content does not have the SHA-256 that it names");
+  const [weights, first, second, best, mean, scale] = values;
+  return { progress: parsed, state: { weights, first, second }, best, standardisation: { mean, scale } };
 }

@@ -204,8 +204,12 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
       for (let b = 0; resident && b < source.lists; ) {
         const from = b;
         let count = 0;
-        while (b < source.lists && (b === from || count + 1 + listLength(source, b) <= rows))
-          count += 1 + listLength(source, b++);
+        while (b < source.lists && count + 1 + listLength(source, b) <= rows) count += 1 + listLength(source, b++);
+        if (b === from) {
+          // A list that no batch holds is none that is trained on.
+          b++;
+          continue;
+        }
         const encoder = device.gpu.createCommandEncoder();
         const lists = Array.from({ length: b - from }, (_, i) => ({ list: from + i }));
         await bring(encoder, lists, x);

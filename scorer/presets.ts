@@ -1,9 +1,9 @@
 /** Named recipes. What a command line leaves open comes from its preset. */
 import type { Pooling } from "./encode.ts";
 import type { ScorerSpec } from "./scorer-spec.ts";
-import type { TrainOptions } from "./train.ts";
+import type { AnchoredOptions } from "./train-anchors.ts";
 
-export interface Recipe extends Omit<TrainOptions, "spec" | "seed" | "steps" | "warmup"> {
+export interface Recipe extends Omit<AnchoredOptions, "spec" | "seed" | "steps" | "warmup"> {
   /** As `--layer` takes it. */
   readonly layer: string;
   readonly pooling: Pooling;
@@ -29,7 +29,7 @@ const srr: Recipe = {
   loss: "kl",
   dropout: 0.1,
   inputDropout: 0,
-  anchor: "instruction",
+  anchor: "auto",
   lr: 1e-3,
   weightDecay: 1e-4,
   clip: 1,
@@ -66,6 +66,7 @@ export const PRESETS = {
   reference: {
     ...srr,
     pooling: "end",
+    anchor: "instruction",
     ffnFactor: 2,
     tau: 0.1,
     clip: 0,
@@ -80,7 +81,7 @@ export const PRESETS = {
 export type PresetName = keyof typeof PRESETS;
 
 /** A recipe as training takes it, for states of a width. */
-export function trainOptionsOf(recipe: Recipe, dim: number): Omit<TrainOptions, "seed"> {
+export function trainOptionsOf(recipe: Recipe, dim: number): Omit<AnchoredOptions, "seed"> {
   const { layer: _layer, pooling: _pooling, head, width, heads, ffnFactor, tau, warmupShare, ...rest } = recipe;
   return {
     ...rest,

@@ -149,6 +149,12 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
         if (candidates.length < item.scores.length) await keepPart(item, batch, states, count, instruction, candidates);
         else if (flags.subarray(from, end).every(Number.isFinite))
           whole.push({ rows: { instruction, candidates }, from });
+        // The list has no scores; NaN stays where the reason is.
+        else
+          scores.set(
+            flags.subarray(from, end).map((flag) => (Number.isFinite(flag) ? 0 : flag)),
+            from,
+          );
         from = end;
       }
       const found = await trained.scoreStates(
@@ -186,7 +192,13 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
 
   /** Scores a list from its parts. */
   async function scoreParts({ scores, parts }: Pending): Promise<void> {
-    if (scorer === undefined || parts?.states.every(Number.isFinite) !== true) return;
+    if (scorer === undefined || parts === undefined) return;
+    if (!parts.states.every(Number.isFinite)) {
+      const finite = (row: number) =>
+        parts.states.subarray(row * hiddenSize, (row + 1) * hiddenSize).every(Number.isFinite);
+      for (let i = 0; i < scores.length; i++) scores[i] = finite(0) && finite(i + 1) ? 0 : Number.NaN;
+      return;
+    }
     const [inst, resp] = [parts.states.subarray(0, hiddenSize), parts.states.subarray(hiddenSize)];
     const offsets = Uint32Array.of(0, scores.length);
     const labels = new Float32Array(scores.length);

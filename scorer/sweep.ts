@@ -10,12 +10,12 @@ import { probeMethod, spread, stateMethods, textMethods } from "./methods.ts";
 import { splitByInstruction } from "./sampling.ts";
 import { createScorer } from "./scorer.ts";
 import type { TextList } from "./text-baselines.ts";
-import { type TrainOptions, trainScorer } from "./train.ts";
+import { type AnchoredOptions, trainAnchored } from "./train-anchors.ts";
 
 export interface SweepLayer {
   readonly layer: number;
   readonly source: FeatureSource;
-  /** The same lists' states from the same architecture with random weights. */
+  /** The same lists' states from the same architecture with random weights: a probe of them is the control. */
   readonly control?: FeatureSource | undefined;
 }
 
@@ -24,7 +24,7 @@ export interface SweepOptions {
   /** Share of the lists that is measured, by instruction. */
   readonly test: number;
   /** Scorers to train, by name. The seed is the split's; the width of the states the layer's. */
-  readonly scorers: Readonly<Record<string, Omit<TrainOptions, "seed">>>;
+  readonly scorers: Readonly<Record<string, Omit<AnchoredOptions, "seed">>>;
   readonly signal?: AbortSignal | undefined;
   /** After each layer of each seed. */
   readonly onCell?: ((seed: number, layer: number | null) => void) | undefined;
@@ -64,7 +64,7 @@ function usable({ offsets, labels }: FeatureSource): number[] {
 /**
  * Runs a sweep.
  * @param keys (B) equal for lists of one instruction
- * @throws {StratumError} as `trainScorer`, `splitByInstruction` and the methods
+ * @throws {StratumError} as `trainAnchored`, `splitByInstruction` and the methods
  */
 export async function* sweep(
   engine: Engine,
@@ -107,15 +107,11 @@ export async function* sweep(
         yield cell(method.name, layer, method.scores);
       }
       for (const [name, recipe] of Object.entries(options.scorers)) {
-        const train1 = async (name: string, features: FeatureSource) => {
-          const spec = { ...recipe.spec, dim: features.dim };
-          const run = { instructions: keys, lists: train, signal: options.signal };
-          const { weights, standardisation } = await trainScorer(engine, features, { ...recipe, spec, seed }, run);
-          using scorer = await createScorer(engine, { spec, weights, standardisation });
-          return cell(name, layer, spread(features, test, await scorer.scoreFeatures(features, test)));
-        };
-        yield await train1(name, source);
-        if (control !== undefined) yield await train1(`${name}, random weights`, control);
+        const spec = { ...recipe.spec, dim: source.dim };
+        const run = { instructions: keys, lists: train, signal: options.signal };
+        const { weights, standardisation } = await trainAnchored(engine, source, { ...recipe, spec, seed }, () => run);
+        using scorer = await createScorer(engine, { spec, weights, standardisation });
+        yield cell(name, layer, spread(source, test, await scorer.scoreFeatures(source, test)));
       }
       options.onCell?.(seed, layer);
     }

@@ -108,6 +108,8 @@ export interface TrainResult {
   readonly epochs: readonly EpochRecord[];
   /** Index into `epochs`. */
   readonly best: number | null;
+  /** Mean loss of training lists whose scores are all equal. */
+  readonly chance: number;
   readonly steps: number;
   /** Ended by early stopping. */
   readonly stoppedEarly: boolean;
@@ -169,18 +171,30 @@ async function standardisationOf(
   return found;
 }
 
-/** Mean loss of lists whose scores are all equal: what an untrained scorer can be expected to have. */
-function chanceLoss(source: FeatureSource, lists: readonly number[], { loss, spec }: TrainOptions): number {
-  let sum = 0;
-  const some = lists.slice(0, 256);
+/**
+ * Mean loss of lists whose scores are all equal, what an untrained scorer can be expected to have, and its deviation: sums
+ * over long lists make losses that differ by orders of magnitude.
+ */
+function chanceLoss(
+  source: FeatureSource,
+  lists: readonly number[],
+  { loss, spec }: TrainOptions,
+): { readonly mean: number; readonly deviation: number } {
+  let [sum, squares] = [0, 0];
+  const longest = lists.reduce((most, b) => Math.max(most, listLength(source, b)), 1);
+  // From everywhere: a file may be sorted by length. Fewer long ones: some losses look at every pair.
+  const stride = Math.ceil(lists.length / Math.max(8, Math.min(256, 1e7 / longest ** 2)));
+  const some = lists.filter((_, i) => i % stride === 0);
   for (const b of some) {
     const m = listLength(source, b);
     const losses = new Float64Array(1);
+    const labels = new Float64Array(m + 1);
+    labels.set(source.labels.subarray(source.offsets[b], source.offsets[b + 1]), 1);
     listLossTwin(
       { loss },
       {
         cosines: new Float64Array(2 * (m + 1)),
-        labels: Float64Array.of(0, ...source.labels.subarray(source.offsets[b], source.offsets[b + 1])),
+        labels,
         lists: Uint32Array.of(0, m + 1),
         hyper: Float64Array.of(spec.tau, 1),
         losses,
@@ -189,9 +203,11 @@ function chanceLoss(source: FeatureSource, lists: readonly number[], { loss, spe
       },
       1,
     );
-    sum += losses[0] / some.length;
+    sum += losses[0];
+    squares += losses[0] ** 2;
   }
-  return sum;
+  const mean = sum / some.length;
+  return { mean, deviation: Math.sqrt(Math.max(0, squares / some.length - mean ** 2)) };
 }
 
 /** What a resumed run must share with the one that wrote the checkpoint. */
@@ -296,7 +312,8 @@ export async function trainScorer(
     best: null,
     stopped: false,
   };
-  const chance = chanceLoss(source, trainLists, options);
+  const { mean: chance, deviation } = chanceLoss(source, trainLists, options);
+  const bound = GUARD_FACTOR * Math.max(chance, 1e-3) + (4 * deviation) / Math.sqrt(GUARD_STEPS * perStep);
   let saved = resumed?.progress.step ?? -1;
 
   /** Takes in the steps that the log holds. @throws {StratumError} `train/diverged` */
@@ -305,7 +322,7 @@ export async function trainScorer(
       run.onStep?.(record);
       const recent = [...progress.recent, record.loss].slice(-GUARD_STEPS);
       const mean = recent.reduce((sum, loss) => sum + loss, 0) / recent.length;
-      const runaway = recent.length === GUARD_STEPS && mean > GUARD_FACTOR * Math.max(chance, 1e-3);
+      const runaway = recent.length === GUARD_STEPS && mean > bound;
       if (!record.sound || runaway) throw diverged(record, runaway ? mean : undefined, chance, options, run, saved);
       const { steps: count, loss } = progress.partial;
       progress = {
@@ -316,19 +333,16 @@ export async function trainScorer(
       };
     }
   };
+  /** The loss after the last update. @throws {StratumError} `train/diverged` */
+  const checkFinite = (loss: number) => {
+    if (Number.isFinite(loss)) return;
+    const record = { step: progress.step, loss, gradNorm: Number.NaN, sound: false };
+    throw diverged(record, undefined, chance, options, run, saved);
+  };
   const save = async () => {
     if (run.checkpoint === undefined || saved === progress.step) return;
     state = await trainer.state();
-    if (!state.weights.every(Number.isFinite)) {
-      throw diverged(
-        { step: progress.step, loss: Number.NaN, gradNorm: Number.NaN, sound: false },
-        undefined,
-        chance,
-        options,
-        run,
-        saved,
-      );
-    }
+    if (!state.weights.every(Number.isFinite)) checkFinite(Number.NaN);
     if (progress.best === null) bestWeights = state.weights;
     await run.onCheckpoint?.(progress.step);
     await writeCheckpoint(run.checkpoint.path, { progress, state, best: bestWeights, standardisation });
@@ -336,11 +350,14 @@ export async function trainScorer(
   };
   await save();
 
+  let order: { epoch: number; lists: readonly number[] } = { epoch: -1, lists: [] };
   let lastRead = performance.now();
   while (progress.step < steps && !progress.stopped && !run.signal?.aborted) {
     const step = progress.step + trainer.pending;
     const epoch = Math.floor(step / stepsPerEpoch);
-    const drawn = drawLists(source, trainLists, options, epoch, step % stepsPerEpoch, perStep);
+    if (epoch !== order.epoch) order = { epoch, lists: orderOf(trainLists, options, epoch) };
+    const first = (step % stepsPerEpoch) * perStep;
+    const drawn = drawLists(source, order.lists.slice(first, first + perStep), options, epoch);
     await trainer.step(step, drawn, learningRate(schedule, step));
     const epochEnds = (step + 1) % stepsPerEpoch === 0;
     const due = run.checkpoint !== undefined && (step + 1) % run.checkpoint.everySteps === 0;
@@ -361,6 +378,9 @@ export async function trainScorer(
     if (due) await save();
   }
   await settle();
+  // Weights may be finite and their scores not: the last update is judged by no step after it.
+  if (validationLists.length === 0 && progress.step > 0)
+    checkFinite((await trainer.evaluate([trainLists[0]])).losses[0]);
   await save();
   state = await trainer.state();
   const best = progress.best === null ? state.weights : bestWeights;
@@ -370,6 +390,7 @@ export async function trainScorer(
     standardisation: options.standardise || options.anchor === "learned" ? standardisation : null,
     epochs: progress.epochs,
     best: progress.best,
+    chance,
     steps: progress.step,
     stoppedEarly: progress.stopped,
     interrupted: run.signal?.aborted === true && progress.step < steps && !progress.stopped,
@@ -383,6 +404,7 @@ export async function trainScorer(
     let validation: EpochRecord["validation"] = null;
     if (validationLists.length > 0) {
       const { scores, losses } = await trainer.evaluate(validationLists);
+      checkFinite(losses.find((loss) => !Number.isFinite(loss)) ?? 0);
       const { top1 } = measureLists(
         Float32Array.from(scores.flatMap((own) => [...own])),
         labelsOf(source, validationLists),
@@ -409,7 +431,8 @@ export async function trainScorer(
   }
 }
 
-function isBetter(
+/** Whether a validation beats the best so far. */
+export function isBetter(
   now: NonNullable<EpochRecord["validation"]>,
   best: EpochRecord["validation"],
   select: TrainOptions["select"],
@@ -441,18 +464,19 @@ function splitLists(
   return [train.map((i) => usable[i]), held.map((i) => usable[i])];
 }
 
-/** The lists of a step. */
+/** The training lists in an epoch's order. */
+function orderOf(lists: readonly number[], { batchLists, seed }: TrainOptions, epoch: number): readonly number[] {
+  return batchLists === "all" ? lists : Array.from(epochOrder(lists.length, seed, epoch), (i) => lists[i]);
+}
+
+/** The lists of a step, whole or in part. */
 function drawLists(
   source: FeatureSource,
   lists: readonly number[],
-  { batchLists, seed, subLists }: TrainOptions,
+  { seed, subLists }: TrainOptions,
   epoch: number,
-  place: number,
-  perStep: number,
 ): DrawnList[] {
-  const order = batchLists === "all" ? lists.map((_, i) => i) : epochOrder(lists.length, seed, epoch);
-  return Array.from(order.slice(place * perStep, (place + 1) * perStep), (i) => {
-    const list = lists[i];
+  return lists.map((list) => {
     if (subLists === 0) return { list };
     return { list, candidates: partOf(source, list, seed, epoch, subLists) };
   });

@@ -54,6 +54,9 @@ export interface StepRecord {
 /** Betas and eps of torch.optim.AdamW. */
 const [BETA1, BETA2, EPS] = [0.9, 0.999, 1e-8];
 
+/** Batches that may wait for the GPU; fewer where each brings its features. */
+const [MOST_QUEUED, MOST_QUEUED_STREAMED] = [64, 8];
+
 /** Steps between two read-backs, at most. */
 export const LOG_SLOTS = 32;
 
@@ -189,6 +192,14 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
       dispatch(device, pass, lossPipe, { ...bound, params: listParams }, batch.length);
     }
 
+    /** Waits now and then: what is uploaded for batches that are queued takes memory until they are done. */
+    let queued = 0;
+    async function throttle(): Promise<void> {
+      if (++queued < (feeder.resident ? MOST_QUEUED : MOST_QUEUED_STREAMED)) return;
+      queued = 0;
+      await device.idle();
+    }
+
     /** Accumulates the gradients of a step's lists. */
     async function accumulate(step: number, drawn: readonly DrawnList[]): Promise<void> {
       let done = 0;
@@ -205,6 +216,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
         pass.end();
         encoder.copyBufferToBuffer(batchLosses.gpu, 0, losses.gpu, 4 * done, 4 * batch.length);
         device.submit(encoder);
+        await throttle();
         done += batch.length;
         firstRow += batch.reduce((sum, each) => sum + drawnRows(source, each), 0);
       }
@@ -272,6 +284,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
         const steps = logged.splice(0);
         if (steps.length === 0) return [];
         const values = await read(log, 4 * steps.length);
+        queued = 0;
         return steps.map((step, i) => ({
           step,
           loss: values[4 * i],
