@@ -68,6 +68,7 @@ interface TrainFlags extends Omit<RunFlags, "pooling"> {
   readonly dropout?: number;
   readonly inputDropout?: number;
   readonly anchor?: AnchorChoice;
+  readonly instructionOffset?: number;
   readonly lr?: number;
   readonly weightDecay?: number;
   readonly clip?: number;
@@ -131,6 +132,11 @@ export function trainCommand(program: Command): void {
         "--anchor <name>",
         "what responses are compared with: the instruction's state, a learned vector, or what validates better",
       ).choices(ANCHOR_CHOICES),
+    )
+    .option(
+      "--instruction-offset <c>",
+      "added to an instruction's standardised features, so that the scorer can tell it from a response",
+      number(-100, 100, "a number from -100 to 100"),
     )
     .option("--lr <rate>", "learning rate", number(0, Number.MAX_VALUE, "a number from 0"))
     .option("--weight-decay <w>", "decoupled weight decay", number(0, Number.MAX_VALUE, "a number from 0"))

@@ -40,6 +40,11 @@ export interface TrainOptions {
    * the instruction; where lists are few, its state is mostly a way to learn them by heart.
    */
   readonly anchor: Anchor;
+  /**
+   * Added to every feature of an instruction once it is standardised. Standardising instructions and responses apart takes
+   * away what tells the one from the other, and a shared projection followed by a cosine then scores likeness alone.
+   */
+  readonly instructionOffset: number;
   readonly lr: number;
   readonly weightDecay: number;
   /** Bound of the gradient's global norm; 0: none. */
@@ -160,14 +165,19 @@ export function trainableLists(source: FeatureSource, loss: LossName, lists?: re
   );
 }
 
-/** The statistics that features enter with. A scale of 0 makes every instruction the same: the projection's bias. */
+/**
+ * The statistics that features enter with. With a learned anchor a scale of 0 makes every instruction the same: the
+ * projection's bias.
+ */
 async function standardisationOf(
   source: FeatureSource,
   lists: readonly number[],
-  { standardise, anchor }: TrainOptions,
+  { standardise, anchor, instructionOffset }: TrainOptions,
 ): Promise<Standardisation> {
-  const found = standardise ? await measureStandardisation(source, lists) : identity(source.dim);
-  if (anchor === "learned") found.scale.fill(0, 0, source.dim);
+  const { dim } = source;
+  const found = standardise ? await measureStandardisation(source, lists) : identity(dim);
+  if (anchor === "learned") found.scale.fill(0, 0, dim);
+  else if (standardise) for (let i = 0; i < dim; i++) found.mean[i] -= instructionOffset / found.scale[i];
   return found;
 }
 
