@@ -147,16 +147,21 @@ async function evalLists(
     if (seen === null)
       note("note    the scorer's record names no instructions: lists that it has seen cannot be told apart");
     await divideLines(path, seen, flags);
-    const load = async <T>(of: ModelFiles, use: (on: Loaded, fit: Loaded | null) => Promise<T>): Promise<T> =>
-      withFeatures(engine, of, path, request, flags, stop, async (found) => {
+    const load = async <T>(
+      of: ModelFiles,
+      use: (on: Loaded, fit: Loaded | null) => Promise<T>,
+      report = true,
+    ): Promise<T> =>
+      withFeatures(engine, of, path, { ...request, report }, flags, stop, async (found) => {
         if (flags.fit === undefined) return use(loadedFrom(found), null);
-        return withFeatures(engine, of, flags.fit, request, flags, stop, (other) =>
+        return withFeatures(engine, of, flags.fit, { ...request, report }, flags, stop, (other) =>
           use(loadedFrom(found), loadedFrom(other)),
         );
       });
     const control: Control = (use) => {
       note(`control the same pass with random weights, seed ${flags.seed}`);
-      return load(randomWeights(files, flags.seed), use);
+      // What is wrong with a line was told when the model's own states were computed.
+      return load(randomWeights(files, flags.seed), use, false);
     };
     return load(files, (on, fit) =>
       measure({

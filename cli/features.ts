@@ -31,6 +31,8 @@ export interface FeatureRequest {
   readonly cache: boolean;
   /** In place of the model's fingerprint, where its weights are not its files'. */
   readonly identity?: string | undefined;
+  /** Lines that give no features are told on stderr; default true. */
+  readonly report?: boolean | undefined;
 }
 
 /** @throws {StratumError} `usage/no-input` for stdin: the lists are read more than once */
@@ -88,7 +90,7 @@ export async function withFeatures<T>(
     model?.loaded[Symbol.dispose]();
     const [first] = opened.layers;
     if (first.reused && layers.length === 1) note(`features of layer ${first.layer} from the cache (${first.path})`);
-    for (const { error } of first.leftOut) reportError(error);
+    if (request.report !== false) for (const { error } of first.leftOut) reportError(error);
     const lists = first.ids.map((id) => seen.get(String(id)) as List);
     if (lists.length + first.leftOut.length === 0) throw emptyFileError(path);
     return await use({ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: identity });

@@ -77,7 +77,7 @@ async function withStates<T>(
       engine,
       randomWeights(files, 0),
       path,
-      { ...request, identity: "random weights, seed 0" },
+      { ...request, identity: "random weights, seed 0", report: false },
       flags,
       stop,
       (control) =>

@@ -1,7 +1,7 @@
 /** `stratum train`: lists or features in, a scorer's folder out. */
 import { existsSync } from "node:fs";
 import { readdir, rm, rmdir, stat } from "node:fs/promises";
-import { join, parse } from "node:path";
+import { dirname, join, parse } from "node:path";
 import { type Command, Option } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
@@ -260,6 +260,29 @@ async function clearFolder(output: string): Promise<void> {
     await rm(join(output, name), { force: true });
 }
 
+/** @throws {StratumError} `usage/arguments` for flags that exclude each other, `usage/output` for a log without a folder */
+function checkTogether(flags: TrainFlags): void {
+  const { features, log, resume, overwrite } = flags;
+  if (resume && overwrite)
+    throw new StratumError("usage/arguments", "--resume and --overwrite exclude each other", "leave out one of them");
+  const ofModels = (["model", "layer", "pooling", "system", "truncate", "date"] as const).filter(
+    (name) => flags[name] !== undefined,
+  );
+  if (features !== undefined && ofModels.length > 0) {
+    throw new StratumError(
+      "usage/arguments",
+      `--${ofModels.join(", --")} beside --features: no model is run`,
+      "leave them out, or give lists instead of features",
+    );
+  }
+  if (log !== undefined && !existsSync(dirname(log)))
+    throw new StratumError(
+      "usage/output",
+      `${log}: its folder does not exist`,
+      "create the folder, or give --log another name",
+    );
+}
+
 /** What is known of the features' origin. */
 interface Origin {
   readonly base: BaseModel | null;
@@ -279,6 +302,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
       "give a JSONL file of lists, or --features with a file of features",
     );
   }
+  checkTogether(flags);
   const recipe = recipeOf(flags);
   if (recipe.tau >= 1)
     warn(

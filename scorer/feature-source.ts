@@ -2,6 +2,7 @@
  * Features: the states that a scorer is trained on and scores, list by list. Read by lists, so that a file larger than
  * the memory serves as well as arrays at hand.
  */
+import { StratumError } from "../errors.ts";
 
 /** Lists of states with their labels. Ragged: candidate rows of list b are offsets[b] .. offsets[b + 1] - 1 of N. */
 export interface FeatureSource {
@@ -41,8 +42,20 @@ export function arraySource({ dim, inst, resp, labels, offsets }: FeatureArrays)
     offsets,
     labels,
     async readList(b, target, at = 0) {
-      target.set(inst.subarray(b * dim, (b + 1) * dim), at);
-      target.set(resp.subarray(offsets[b] * dim, offsets[b + 1] * dim), at + dim);
+      for (const [from, to] of [
+        [inst.subarray(b * dim, (b + 1) * dim), at],
+        [resp.subarray(offsets[b] * dim, offsets[b + 1] * dim), at + dim],
+      ] as const) {
+        const bad = from.findIndex((value) => !Number.isFinite(value));
+        if (bad >= 0) {
+          throw new StratumError(
+            "state/not-finite",
+            `list ${b + 1}: a state holds ${from[bad]}`,
+            "leave the list out, or compute its states again",
+          );
+        }
+        target.set(from, to);
+      }
     },
   };
 }

@@ -66,7 +66,7 @@ export async function measureStandardisation(
   const scale = square.map((sum, i) => {
     const deviation = Math.sqrt(sum / Math.max(1, counts[Math.floor(i / dim)]));
     // Below f32's resolution of the mean a deviation is rounding noise, and would be blown up to 1.
-    return deviation > 1e-6 * Math.abs(mean[i]) ? 1 / deviation : 1;
+    return deviation > Math.max(1e-6 * Math.abs(mean[i]), 1e-30) ? 1 / deviation : 1;
   });
   return { mean: Float32Array.from(mean), scale: Float32Array.from(scale) };
 }
