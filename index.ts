@@ -75,13 +75,16 @@ export {
 } from "./scorer/rankings.ts";
 export { splitByInstruction } from "./scorer/sampling.ts";
 export { createScorer, type Scorer, type ScorerOptions, type StateRows } from "./scorer/scorer.ts";
-export { checkScorerFits, loadScorer, loadWeights, type SavedScorer, saveScorer } from "./scorer/scorer-file.ts";
+export { loadScorer, type SavedScorer, saveScorer } from "./scorer/scorer-file.ts";
+export { checkScorerFits } from "./scorer/scorer-fits.ts";
 export { initialWeights, parameterShapes, type ScorerSpec } from "./scorer/scorer-spec.ts";
+export { loadWeights } from "./scorer/scorer-weights.ts";
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";
 export { compareCells, type SweepCell, type SweepSummary, summariseSweep, sweep } from "./scorer/sweep.ts";
 export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";
-export { type TrainOptions, type TrainPlan, type TrainResult, type TrainRun, trainScorer } from "./scorer/train.ts";
+export { trainScorer } from "./scorer/train.ts";
 export { type AnchoredOptions, type AnchoredResult, trainAnchored } from "./scorer/train-anchors.ts";
+export type { TrainOptions, TrainPlan, TrainResult, TrainRun } from "./scorer/train-options.ts";
 export { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
 export { type DecoderConfig, readModelConfig } from "./weights/config.ts";
 export { decodeFloats, encodeFloats } from "./weights/floats.ts";

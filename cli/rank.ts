@@ -9,7 +9,8 @@ import { emptyFileError, type Fields, type ListLine, parseList, readLists } from
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
 import { planScorer } from "../scorer/scorer.ts";
-import { checkScorerFits, loadScorer } from "../scorer/scorer-file.ts";
+import { loadScorer } from "../scorer/scorer-file.ts";
+import { checkScorerFits } from "../scorer/scorer-fits.ts";
 import {
   addRunOptions,
   countLines,

@@ -21,7 +21,8 @@ import {
   rankingRecord,
 } from "./rankings.ts";
 import { createScorer, type Scorer, type StateRows } from "./scorer.ts";
-import { checkScorerFits, type SavedScorer } from "./scorer-file.ts";
+import type { SavedScorer } from "./scorer-file.ts";
+import { checkScorerFits } from "./scorer-fits.ts";
 
 export interface RankOptions extends EncodeOptions {
   /** Layer whose states are compared; default the scorer's, or the model's depth. */

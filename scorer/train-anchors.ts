@@ -5,15 +5,8 @@
  */
 import type { Engine } from "../engine/model.ts";
 import type { FeatureSource } from "./feature-source.ts";
-import {
-  ANCHORS,
-  type Anchor,
-  isBetter,
-  type TrainOptions,
-  type TrainResult,
-  type TrainRun,
-  trainScorer,
-} from "./train.ts";
+import { isBetter, trainScorer } from "./train.ts";
+import { ANCHORS, type Anchor, type TrainOptions, type TrainResult, type TrainRun } from "./train-options.ts";
 
 export const ANCHOR_CHOICES = [...ANCHORS, "auto"] as const;
 export type AnchorChoice = (typeof ANCHOR_CHOICES)[number];

@@ -2,20 +2,26 @@
  * The training loop: lists drawn by seed, AdamW with a schedule, validation by instruction, early stopping, checkpoints.
  * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
  */
-import { createHash, type Hash } from "node:crypto";
 import type { Engine } from "../engine/model.ts";
 import { sumBytes } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
-import { checkLabels, type LossName } from "../kernels/list-loss.ts";
-import { listLossTwin } from "../kernels/list-loss-twin.ts";
 import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
-import { type DrawnList, identity, measureStandardisation, type Standardisation } from "./feeder.ts";
 import { measureLists } from "./measures.ts";
 import { flatten, parameterLayout, unflatten } from "./network.ts";
-import { epochOrder, epochSubList, splitByInstruction, streamRandom } from "./sampling.ts";
-import { learningRate, type ScheduleName } from "./schedule.ts";
-import { checkScorerSpec, initialWeights, parameterShapes, type ScorerSpec } from "./scorer-spec.ts";
+import { learningRate } from "./schedule.ts";
+import { checkScorerSpec, initialWeights, parameterCount } from "./scorer-spec.ts";
+import { checkSameRun, runIdentity } from "./train-identity.ts";
+import {
+  chanceLoss,
+  drawLists,
+  labelsOf,
+  orderOf,
+  splitLists,
+  standardisationOf,
+  trainableLists,
+} from "./train-lists.ts";
+import type { TrainOptions, TrainPlan, TrainResult, TrainRun } from "./train-options.ts";
 import {
   createTrainer,
   LOG_SLOTS,
@@ -24,107 +30,6 @@ import {
   type StepRecord,
   type Trainer,
 } from "./trainer.ts";
-
-export const ANCHORS = ["instruction", "learned"] as const;
-export type Anchor = (typeof ANCHORS)[number];
-
-export interface TrainOptions {
-  readonly spec: ScorerSpec;
-  readonly loss: LossName;
-  /** The rate of all dropouts, in [0, 1). */
-  readonly dropout: number;
-  /** Rate of the dropout at the features, in [0, 1). */
-  readonly inputDropout: number;
-  /**
-   * What the responses are compared with: the instruction's state, or a learned vector in its place. The second forgets
-   * the instruction; where lists are few, its state is mostly a way to learn them by heart.
-   */
-  readonly anchor: Anchor;
-  /**
-   * Added to every feature of an instruction once it is standardised. Standardising instructions and responses apart takes
-   * away what tells the one from the other, and a shared projection followed by a cosine then scores likeness alone.
-   */
-  readonly instructionOffset: number;
-  readonly lr: number;
-  readonly weightDecay: number;
-  /** Bound of the gradient's global norm; 0: none. */
-  readonly clip: number;
-  readonly schedule: ScheduleName;
-  /** Steps of linear warm-up, or their share of all. */
-  readonly warmup: number | { readonly share: number };
-  /** Lists a step; "all": every training list in every step, in their order. */
-  readonly batchLists: number | "all";
-  /** Passes over the training lists. */
-  readonly epochs: number;
-  /** Steps in all; overrides `epochs`. */
-  readonly steps?: number | undefined;
-  /** How often a drawn list is a random part of itself, in [0, 1]. */
-  readonly subLists: number;
-  /** Share of the lists that validate, by instruction; 0: none, and the last weights count. */
-  readonly validation: number;
-  /** Which epoch's weights are the best: of the lowest validation loss, or of the highest top-1, ties by the loss. */
-  readonly select: "loss" | "top1";
-  /** Epochs without a better one that end the run; 0: never. */
-  readonly patience: number;
-  readonly standardise: boolean;
-  readonly seed: number;
-}
-
-export interface TrainRun {
-  /** An instruction's text a list, so that its lists stay on one side; by default every list is an instruction. */
-  readonly instructions?: readonly string[] | undefined;
-  /** First weights by PyTorch's names; by default drawn from the seed. */
-  readonly init?: ReadonlyMap<string, Float32Array> | undefined;
-  /** Lists to train on (validation included); default all. */
-  readonly lists?: readonly number[] | undefined;
-  /** Where checkpoints go; none are written without. */
-  readonly checkpoint?: { readonly path: string; readonly everySteps: number; readonly resume: boolean } | undefined;
-  /** Bytes of features that may stay on the GPU; beyond, they are brought batch by batch. Default 2 GiB. */
-  readonly residentLimit?: number | undefined;
-  readonly signal?: AbortSignal | undefined;
-  /** Before anything is allocated: what the run will hold on the GPU. */
-  readonly onPlan?: ((plan: TrainPlan) => void | Promise<void>) | undefined;
-  readonly onStep?: ((record: StepRecord) => void) | undefined;
-  readonly onEpoch?: ((record: EpochRecord, best: boolean) => void) | undefined;
-  /** A checkpoint is about to be written, for so many steps: what belongs to them must be on disk before it. */
-  readonly onCheckpoint?: ((step: number) => Promise<void>) | undefined;
-}
-
-export interface TrainPlan {
-  readonly bytes: number;
-  /** All features stay on the GPU. */
-  readonly resident: boolean;
-  readonly trainLists: number;
-  readonly validationLists: number;
-  /** Lists that teach nothing: a missing label, or all labels alike. */
-  readonly leftOut: number;
-  readonly parameters: number;
-  readonly steps: number;
-  readonly stepsPerEpoch: number;
-  /** The step that the run begins at: above 0 when it is resumed. */
-  readonly from: number;
-}
-
-export interface TrainResult {
-  /** By PyTorch's names: those of the best epoch, or the last without validation. */
-  readonly weights: Map<string, Float32Array<ArrayBuffer>>;
-  readonly last: Map<string, Float32Array<ArrayBuffer>>;
-  readonly standardisation: Standardisation | null;
-  readonly epochs: readonly EpochRecord[];
-  /** Index into `epochs`. */
-  readonly best: number | null;
-  /** Mean loss of training lists whose scores are all equal. */
-  readonly chance: number;
-  readonly steps: number;
-  /** Ended by early stopping. */
-  readonly stoppedEarly: boolean;
-  /** Ended by the signal, after a checkpoint. */
-  readonly interrupted: boolean;
-  /** Indices into the source. */
-  readonly trainLists: readonly number[];
-  readonly validationLists: readonly number[];
-  readonly plan: TrainPlan;
-}
 
 /** Rows of a batch on the GPU, unless a list is longer. */
 const BATCH_ROWS = 1024;
@@ -135,123 +40,6 @@ const LOG_MS = 250;
 /** The guard against divergence looks at so many steps, and ends a run whose mean loss over them is so far above chance. */
 const GUARD_STEPS = 64;
 const GUARD_FACTOR = 3;
-
-/** Lists that teach: every candidate labelled, and two grades. @throws {StratumError} `list/bad-labels`, `list/no-contrast` */
-export function trainableLists(source: FeatureSource, loss: LossName, lists?: readonly number[]): number[] {
-  const asked = lists ?? Array.from({ length: source.lists }, (_, b) => b);
-  let unlabelled = 0;
-  const usable = asked.filter((b) => {
-    const labels = source.labels.subarray(source.offsets[b], source.offsets[b + 1]);
-    if (labels.some(Number.isNaN)) {
-      unlabelled++;
-      return false;
-    }
-    if (labels.every((label) => label === labels[0])) return false;
-    const fault = checkLabels(loss, labels);
-    if (fault !== null) {
-      throw new StratumError(
-        "list/bad-labels",
-        `list ${b + 1}: ${fault}`,
-        `mend the labels, or choose a --loss that takes them (listnet, ranknet and listmle take any grade)`,
-      );
-    }
-    return true;
-  });
-  if (usable.length > 0) return usable;
-  throw new StratumError(
-    "list/no-contrast",
-    `none of ${asked.length} lists has candidates of two grades (${unlabelled} with a missing label)`,
-    'give lists whose candidates carry labels, "label": 1 for safe and 0 for not, both in one list',
-  );
-}
-
-/**
- * The statistics that features enter with. With a learned anchor a scale of 0 makes every instruction the same: the
- * projection's bias.
- */
-async function standardisationOf(
-  source: FeatureSource,
-  lists: readonly number[],
-  { standardise, anchor, instructionOffset }: TrainOptions,
-): Promise<Standardisation> {
-  const { dim } = source;
-  const found = standardise ? await measureStandardisation(source, lists) : identity(dim);
-  if (anchor === "learned") found.scale.fill(0, 0, dim);
-  else if (standardise) for (let i = 0; i < dim; i++) found.mean[i] -= instructionOffset / found.scale[i];
-  return found;
-}
-
-/**
- * Mean loss of lists whose scores are all equal, what an untrained scorer can be expected to have, and its deviation: sums
- * over long lists make losses that differ by orders of magnitude.
- */
-function chanceLoss(
-  source: FeatureSource,
-  lists: readonly number[],
-  { loss, spec }: TrainOptions,
-): { readonly mean: number; readonly deviation: number } {
-  let [sum, squares] = [0, 0];
-  const longest = lists.reduce((most, b) => Math.max(most, listLength(source, b)), 1);
-  // From everywhere: a file may be sorted by length. Fewer long ones: some losses look at every pair.
-  const stride = Math.ceil(lists.length / Math.max(8, Math.min(256, 1e7 / longest ** 2)));
-  const some = lists.filter((_, i) => i % stride === 0);
-  for (const b of some) {
-    const m = listLength(source, b);
-    const losses = new Float64Array(1);
-    const labels = new Float64Array(m + 1);
-    labels.set(source.labels.subarray(source.offsets[b], source.offsets[b + 1]), 1);
-    listLossTwin(
-      { loss },
-      {
-        cosines: new Float64Array(2 * (m + 1)),
-        labels,
-        lists: Uint32Array.of(0, m + 1),
-        hyper: Float64Array.of(spec.tau, 1),
-        losses,
-        grads: new Float64Array(m + 1),
-        aux: new Float64Array(2 * (m + 1)),
-      },
-      1,
-    );
-    sum += losses[0];
-    squares += losses[0] ** 2;
-  }
-  const mean = sum / some.length;
-  return { mean, deviation: Math.sqrt(Math.max(0, squares / some.length - mean ** 2)) };
-}
-
-/** What a resumed run must share with the one that wrote the checkpoint. */
-async function runIdentity(
-  source: FeatureSource,
-  options: TrainOptions,
-  run: TrainRun,
-  engine: Engine,
-): Promise<Record<string, unknown>> {
-  const bytes = (values: Float32Array | Uint32Array) =>
-    new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-  const labels = createHash("sha256").update(bytes(source.offsets)).update(bytes(source.labels));
-  const states = createHash("sha256");
-  for (let b = 0; b < source.lists; b++) {
-    const values = new Float32Array((1 + listLength(source, b)) * source.dim);
-    await source.readList(b, values);
-    states.update(bytes(values));
-  }
-  const instructions = createHash("sha256");
-  for (const text of run.instructions ?? []) instructions.update(`${text.length}:${text}`);
-  const lists = createHash("sha256").update(Uint32Array.from(run.lists ?? []));
-  const init = createHash("sha256");
-  for (const [name, values] of run.init ?? []) init.update(name).update(bytes(values));
-  const short = (hash: Hash) => hash.digest("hex").slice(0, 16);
-  const data = { states: short(states), labels: short(labels), instructions: short(instructions), lists: short(lists) };
-  return JSON.parse(
-    JSON.stringify({
-      ...options,
-      ...data,
-      init: run.init === undefined ? null : short(init),
-      adapter: engine.device.info.name,
-    }),
-  ) as Record<string, unknown>;
-}
 
 /**
  * Trains a scorer.
@@ -294,7 +82,7 @@ export async function trainScorer(
     trainLists: trainLists.length,
     validationLists: validationLists.length,
     leftOut: (run.lists?.length ?? source.lists) - usable.length,
-    parameters: parameterShapes(spec).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0),
+    parameters: parameterCount(spec),
     steps,
     stepsPerEpoch,
     from: resumed?.progress.step ?? 0,
@@ -450,65 +238,6 @@ export function isBetter(
   if (best === null) return true;
   if (select === "top1" && now.top1 !== best.top1) return now.top1 > best.top1;
   return now.loss < best.loss;
-}
-
-/** Labels of some lists, as measures want them. */
-function labelsOf(source: FeatureSource, lists: readonly number[]): { offsets: Uint32Array; labels: Float32Array } {
-  const offsets = new Uint32Array(lists.length + 1);
-  for (const [i, b] of lists.entries()) offsets[i + 1] = offsets[i] + listLength(source, b);
-  const labels = new Float32Array(offsets[lists.length]);
-  for (const [i, b] of lists.entries())
-    labels.set(source.labels.subarray(source.offsets[b], source.offsets[b + 1]), offsets[i]);
-  return { offsets, labels };
-}
-
-/** Training and validation lists. */
-function splitLists(
-  usable: readonly number[],
-  { validation, seed }: TrainOptions,
-  { instructions }: TrainRun,
-): [readonly number[], readonly number[]] {
-  if (validation === 0) return [usable, []];
-  const keys = usable.map((b) => instructions?.[b] ?? String(b));
-  const [train, held] = splitByInstruction(keys, [1 - validation, validation], seed);
-  return [train.map((i) => usable[i]), held.map((i) => usable[i])];
-}
-
-/** The training lists in an epoch's order. */
-function orderOf(lists: readonly number[], { batchLists, seed }: TrainOptions, epoch: number): readonly number[] {
-  return batchLists === "all" ? lists : Array.from(epochOrder(lists.length, seed, epoch), (i) => lists[i]);
-}
-
-/** The lists of a step, whole or in part. */
-function drawLists(
-  source: FeatureSource,
-  lists: readonly number[],
-  { seed, subLists }: TrainOptions,
-  epoch: number,
-): DrawnList[] {
-  return lists.map((list) => {
-    if (subLists === 0) return { list };
-    return { list, candidates: partOf(source, list, seed, epoch, subLists) };
-  });
-}
-
-/** A random part of a list, as often as `share` says. */
-function partOf(source: FeatureSource, list: number, seed: number, epoch: number, share: number): number[] | undefined {
-  if (streamRandom("part", seed, epoch, list)() >= share) return undefined;
-  const labels = source.labels.subarray(source.offsets[list], source.offsets[list + 1]);
-  return Array.from(epochSubList(labels, seed, epoch, list));
-}
-
-function checkSameRun(before: Readonly<Record<string, unknown>>, now: Readonly<Record<string, unknown>>): void {
-  const differs = [...new Set([...Object.keys(before), ...Object.keys(now)])].filter(
-    (name) => JSON.stringify(before[name]) !== JSON.stringify(now[name]),
-  );
-  if (differs.length === 0) return;
-  throw new StratumError(
-    "train/other-run",
-    `the checkpoint is of another run: ${differs.map((name) => `${name} was ${JSON.stringify(before[name]) ?? "absent"}, is ${JSON.stringify(now[name]) ?? "absent"}`).join("; ")}`,
-    "resume with the options, the data and the adapter of the run that was stopped, or train anew in another folder",
-  );
 }
 
 function diverged(

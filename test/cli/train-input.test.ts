@@ -3,8 +3,8 @@ import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { saveWeights } from "../../scorer/scorer-file.ts";
 import { initialWeights, type ScorerSpec } from "../../scorer/scorer-spec.ts";
+import { saveWeights } from "../../scorer/scorer-weights.ts";
 import {
   type CliRun,
   errorCodes,

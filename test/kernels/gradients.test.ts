@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { lossGradientCases } from "../../kernels/cases-loss.ts";
-import { scorerGradientCases } from "../../kernels/cases-scorer.ts";
+import { scorerGradientCases } from "../../kernels/gradient-cases.ts";
 
 /** Central differences in float64: the error of the quotient is about STEP^2, that of the arithmetic 1e-16 / STEP. */
 const STEP = 1e-5;

@@ -10,8 +10,9 @@ import { arraySource, type FeatureArrays, type FeatureSource, listLength } from 
 import { openFeatures } from "../../scorer/features-file.ts";
 import { measureStandardisation } from "../../scorer/feeder.ts";
 import { createScorer, type Scorer } from "../../scorer/scorer.ts";
-import { loadScorer, loadWeights, type SavedScorer, saveScorer } from "../../scorer/scorer-file.ts";
+import { loadScorer, type SavedScorer, saveScorer } from "../../scorer/scorer-file.ts";
 import { initialWeights, SCORER_HEADS, type ScorerHead, type ScorerSpec } from "../../scorer/scorer-spec.ts";
+import { loadWeights } from "../../scorer/scorer-weights.ts";
 import { decodeFloats } from "../../weights/floats.ts";
 import { temporaryFolder } from "../support/cli.ts";
 import { firstBitDifference } from "../support/compare.ts";

@@ -1,7 +1,8 @@
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { checkScorerFits, loadWeights } from "../../scorer/scorer-file.ts";
+import { checkScorerFits } from "../../scorer/scorer-fits.ts";
 import { parameterShapes, type ScorerSpec } from "../../scorer/scorer-spec.ts";
+import { loadWeights } from "../../scorer/scorer-weights.ts";
 import { encodeFloats } from "../../weights/floats.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";

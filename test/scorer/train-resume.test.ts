@@ -5,7 +5,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { createEngine } from "../../engine/model.ts";
 import { arraySource, type FeatureSource } from "../../scorer/feature-source.ts";
 import { initialWeights } from "../../scorer/scorer-spec.ts";
-import { type TrainOptions, type TrainRun, trainScorer } from "../../scorer/train.ts";
+import { trainScorer } from "../../scorer/train.ts";
+import type { TrainOptions, TrainRun } from "../../scorer/train-options.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { failure, features, lasting, OPTIONS, outcomeOf, STEPS_AN_EPOCH, source } from "../support/training.ts";
 

@@ -8,7 +8,8 @@ import { arraySource, type FeatureSource } from "../../scorer/feature-source.ts"
 import { identity } from "../../scorer/feeder.ts";
 import { flatten, parameterLayout } from "../../scorer/network.ts";
 import { initialWeights } from "../../scorer/scorer-spec.ts";
-import { type TrainOptions, type TrainPlan, type TrainRun, trainScorer } from "../../scorer/train.ts";
+import { trainScorer } from "../../scorer/train.ts";
+import type { TrainOptions, TrainPlan, TrainRun } from "../../scorer/train-options.ts";
 import { createTrainer } from "../../scorer/trainer.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { bytesOf } from "../support/features.ts";

@@ -5,7 +5,8 @@ import { StratumError } from "../../errors.ts";
 import { arraySource, type FeatureSource } from "../../scorer/feature-source.ts";
 import { flatten, parameterLayout } from "../../scorer/network.ts";
 import { PRESETS, trainOptionsOf } from "../../scorer/presets.ts";
-import { type TrainOptions, type TrainRun, trainScorer } from "../../scorer/train.ts";
+import { trainScorer } from "../../scorer/train.ts";
+import type { TrainOptions, TrainRun } from "../../scorer/train-options.ts";
 import { bytesOf } from "./features.ts";
 import { plantedLists } from "./planted.ts";
 
