@@ -29,8 +29,6 @@ export interface FeatureRequest {
   readonly pooling: Pooling;
   readonly system?: string | undefined;
   readonly cache: boolean;
-  /** In place of the model's fingerprint, where its weights are not its files'. */
-  readonly identity?: string | undefined;
   /** Lines that give no features are told on stderr; default true. */
   readonly report?: boolean | undefined;
 }
@@ -58,7 +56,7 @@ export async function withFeatures<T>(
   const { layers, pooling, system, cache } = request;
   const { date, truncate, batchTokens, sharePrefix } = flags;
   const total = await countLines(path);
-  const identity = request.identity ?? (await fingerprint(files, Math.max(...layers)));
+  const identity = await fingerprint(files, Math.max(...layers));
   const folder = cache ? undefined : await mkdtemp(join(tmpdir(), "stratum-features-"));
   const seen = new Map<string, List>();
   let model: Model | undefined;
@@ -88,6 +86,7 @@ export async function withFeatures<T>(
     progress = undefined;
     // The features stay on disk; the model's weights are of no more use.
     model?.loaded[Symbol.dispose]();
+    model = undefined;
     const [first] = opened.layers;
     if (first.reused && layers.length === 1) note(`features of layer ${first.layer} from the cache (${first.path})`);
     if (request.report !== false) for (const { error } of first.leftOut) reportError(error);
@@ -95,6 +94,7 @@ export async function withFeatures<T>(
     if (lists.length + first.leftOut.length === 0) throw emptyFileError(path);
     return await use({ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: identity });
   } finally {
+    model?.loaded[Symbol.dispose]();
     progress?.stop();
     if (folder !== undefined) await rm(folder, { recursive: true, force: true });
   }

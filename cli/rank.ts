@@ -171,7 +171,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
         const model = await loadPlanned(engine, files, request, { scorerBytes });
         using ranker = await createRanker(model, options);
         const { runner } = ranker;
-        const planned = runner.bytes;
+        const planned = ranker.bytes;
         note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
         const progress = startProgress(source.total, "lists");
         const begin = performance.now();
@@ -192,9 +192,9 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
         } finally {
           progress.stop();
         }
-        if (runner.bytes > planned) {
+        if (ranker.bytes > planned) {
           note(
-            `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }).slice(8)}`,
+            `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }, ranker.bytes - runner.bytes).slice(8)}`,
           );
         }
         const stopped = stop.exitCode();

@@ -73,18 +73,11 @@ async function withStates<T>(
   return withFeatures(engine, files, path, request, flags, stop, async (found) => {
     if (!flags.control) return use(found, undefined);
     note("control the same architecture with random weights");
-    return withFeatures(
-      engine,
-      randomWeights(files, 0),
-      path,
-      { ...request, identity: "random weights, seed 0", report: false },
-      flags,
-      stop,
-      (control) =>
-        use(
-          found,
-          control.layers.map(({ source }) => source),
-        ),
+    return withFeatures(engine, randomWeights(files, 0), path, { ...request, report: false }, flags, stop, (control) =>
+      use(
+        found,
+        control.layers.map(({ source }) => source),
+      ),
     );
   });
 }

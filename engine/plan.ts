@@ -377,7 +377,7 @@ export function checkPlan(buffers: readonly PlannedBuffer[], limits: DeviceLimit
     throw new StratumError(
       "memory/buffer-limit",
       `the plan needs ${buffer.bytes} bytes for '${buffer.label}'; the adapter binds at most ${limitOf(buffer, limits)}`,
-      "lower --batch-tokens, or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
+      "lower --batch-tokens (for a scorer: shorter lists or a smaller --width), or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
     );
   }
 }

@@ -14,8 +14,6 @@ import {
   flatGrid,
   type Kernel,
   kernelKey,
-  PARAMS,
-  PARAMS_STRUCT,
   type TwinBuffer,
 } from "./kernel.ts";
 import { STATUS } from "./step-status.ts";
@@ -28,31 +26,36 @@ export interface AdamwVariant {
 const LANES = 64;
 
 /** What the host works out for a step, in float64. */
-export const ADAMW_HYPER = ["keep", "stepSize", "beta1", "beta2", "rootCorrection", "eps"] as const;
+export const ADAMW_HYPER = [
+  "keep",
+  "stepSize",
+  "beta1",
+  "beta2",
+  "rootCorrection",
+  "eps",
+  "newFirst",
+  "newSecond",
+] as const;
 
 const BINDINGS: readonly Binding[] = [
   { name: "grads", access: "read", type: "array<vec4<f32>>", shape: ["N/4"] },
-  { name: "hyper", access: "read", type: "array<f32>", shape: ["6"] },
+  { name: "hyper", access: "read", type: "array<f32>", shape: ["8"] },
   STATUS,
   { name: "weights", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
   { name: "first", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
   { name: "second", access: "read_write", type: "array<vec4<f32>>", shape: ["N/4"] },
-  PARAMS,
 ];
 
 /** The kernel of a variant. Rows are not used: the count is fixed. */
 export function adamw(variant: AdamwVariant): Kernel {
-  const wgsl = `${PARAMS_STRUCT}
-${declareBindings(BINDINGS)}
+  const wgsl = `${declareBindings(BINDINGS)}
 @compute @workgroup_size(${LANES})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
   let at = (${FLAT_WORKGROUP}) * ${LANES}u + lane;
   if (at >= ${variant.count / 4}u || status[1] != 0.0) { return; }
   let g = grads[at] * status[0];
-  let beta1 = hyper[2];
-  let beta2 = hyper[3];
-  let m = fma(first[at], vec4<f32>(beta1), (1.0 - beta1) * g);
-  let v = fma(second[at], vec4<f32>(beta2), (1.0 - beta2) * g * g);
+  let m = fma(first[at], vec4<f32>(hyper[2]), hyper[6] * g);
+  let v = fma(second[at], vec4<f32>(hyper[3]), hyper[7] * g * g);
   first[at] = m;
   second[at] = v;
   weights[at] = fma(vec4<f32>(-hyper[1]), m / (sqrt(v) / hyper[4] + hyper[5]), weights[at] * hyper[0]);
@@ -74,11 +77,11 @@ export function adamwTwin(
   { grads, hyper, status, weights, first, second }: Readonly<Record<string, TwinBuffer>>,
 ): void {
   if (status[1] !== 0) return;
-  const [keep, stepSize, beta1, beta2, rootCorrection, eps] = hyper;
+  const [keep, stepSize, beta1, beta2, rootCorrection, eps, newFirst, newSecond] = hyper;
   for (let i = 0; i < count; i++) {
     const g = grads[i] * status[0];
-    first[i] = beta1 * first[i] + (1 - beta1) * g;
-    second[i] = beta2 * second[i] + (1 - beta2) * g * g;
+    first[i] = beta1 * first[i] + newFirst * g;
+    second[i] = beta2 * second[i] + newSecond * g * g;
     weights[i] = weights[i] * keep - (stepSize * first[i]) / (Math.sqrt(second[i]) / rootCorrection + eps);
   }
 }

@@ -72,8 +72,8 @@ export function range(n: number): number[] {
 
 /** Spreads `count` workgroups over x and y: WebGPU allows 65,535 in a dimension. Pairs with `flatWorkgroup`. */
 export function flatGrid(count: number): readonly [number, number, number] {
-  const x = Math.min(count, 32768);
-  return [x, x === 0 ? 0 : Math.ceil(count / x), 1];
+  const y = Math.ceil(count / 32768);
+  return count === 0 ? [0, 0, 1] : [Math.ceil(count / y), y, 1];
 }
 
 /** The WGSL expression of the flat workgroup index behind `flatGrid`, for builtins named `group` and `groups`. */

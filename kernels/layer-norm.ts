@@ -79,13 +79,14 @@ ${mean.declarations}
 ${dropoutFunction(dropout)}
 @compute @workgroup_size(${mean.lanes})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  // A group past the end repeats the last row: the reductions must stay uniform, and equal writes do no harm.
+  // A group past the end takes part in the reductions, which must stay uniform, and writes nothing: xhat is scratch first.
+  let live = ${FLAT_WORKGROUP} < params.rows;
   let row = min(${FLAT_WORKGROUP}, params.rows - 1u);
   let base = row * ${width}u;
   var sum = 0.0;
   for (var i = lane; i < ${width}u; i += ${mean.lanes}u) {
     let v = residual[base + i] + ${droppedText(dropout, "branch[base + i]", "row", "i")};
-    xhat[base + i] = v;
+    if (live) { xhat[base + i] = v; }
     sum += v;
   }
   ${mean.text}
@@ -99,10 +100,12 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
   let scale = inverseSqrt(squareTotal / ${width}.0 + ${wgslFloat(eps)});
   for (var i = lane; i < ${width}u; i += ${mean.lanes}u) {
     let v = (xhat[base + i] - mean) * scale;
-    xhat[base + i] = v;
-    out[base + i] = fma(v, weight[i], bias[i]);
+    if (live) {
+      xhat[base + i] = v;
+      out[base + i] = fma(v, weight[i], bias[i]);
+    }
   }
-  if (lane == 0u) { rstd[row] = scale; }
+  if (live && lane == 0u) { rstd[row] = scale; }
 }
 `;
   return {

@@ -168,11 +168,11 @@ function ranknetText({ own, others, sum }: Pieces): Body {
       }
     `)}
     part += mine;
-    grads[row] = slopes;
+    if (counts) { grads[row] = slopes; }
   `)}
   ${sums.text}
   let share = 1.0 / max(whole.y, 1.0);
-  ${own(" grads[row] *= 2.0 * share * scale; ")}
+  ${own(" if (counts) { grads[row] *= 2.0 * share * scale; } ")}
   let loss = whole.x * share;`,
   };
 }
@@ -313,7 +313,7 @@ function approxndcgText({ own, others, sum }: Pieces): Body {
 }
 
 const TEXTS: Readonly<Record<LossName, (pieces: Pieces) => Body>> = {
-  kl: (pieces) => softmaxText(pieces, { mass: "labels[row]", term: "q * (log(max(q, 1.0e-38)) - logP)" }),
+  kl: (pieces) => softmaxText(pieces, { mass: "labels[row]", term: "q * (log(max(q, 1.0e-30)) - logP)" }),
   listnet: (pieces) => softmaxText(pieces, { mass: "exp(labels[row] - top.y)", term: "-q * logP" }),
   listmle: listmleText,
   ranknet: ranknetText,

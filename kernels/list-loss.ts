@@ -71,7 +71,9 @@ ${declareBindings(bindings)}
 ${declarations}
 @compute @workgroup_size(${lanes})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
-  // A group past the end repeats the last list: the reductions must stay uniform, and equal writes do no harm.
+  // A group past the end repeats the last list: the reductions must stay uniform, and equal writes do no harm; what is
+  // written twice is written by the live one alone.
+  let counts = ${FLAT_WORKGROUP} < params.rows;
   let list = min(${FLAT_WORKGROUP}, params.rows - 1u);
   let begin = lists[list].x + 1u;
   let first = begin + lane;

@@ -3,8 +3,8 @@
  *
  * A workgroup of 32 lanes computes `tileRows` values of n by `32 * tileCols` of k; lane i owns the columns i, i + 32, ...
  * and keeps its sums in registers, as matmul does. `subgroup` > 0: each lane loads one of the next dy values, whose rows
- * and columns are counted together, and `subgroupBroadcast` hands it to the others. The sum runs over t in ascending order;
- * a caller with very many rows dispatches them in parts, which also bounds the rounding.
+ * and columns are counted together, and `subgroupBroadcast` hands it to the others. The sum runs over t in ascending order
+ * and is added to what is there: a caller with many rows gives them batch by batch, which also bounds the rounding.
  */
 import {
   type Binding,

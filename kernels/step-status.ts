@@ -4,7 +4,7 @@
  * status = (clip factor, halted). The factor is min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ has it;
  * clip = 0 is none. A loss or a norm that is not finite halts: `halted` stays 1 from then on.
  *
- * squareSum: a fixed number of workgroups, variants as in rmsNorm. stepStatus: one lane; it adds a few hundred numbers.
+ * squareSum: a fixed number of workgroups, variants as in rmsNorm. stepStatus: one lane, sums in blocks of 256.
  */
 import {
   type Binding,
@@ -37,14 +37,9 @@ const PARTIALS: Binding = { name: "partials", access: "read_write", type: "array
 /** The kernel of a variant. Rows are not used: the count is fixed. */
 export function squareSum(variant: SquareSumVariant): Kernel {
   const { count, subgroup } = variant;
-  const bindings: readonly Binding[] = [
-    { name: "x", access: "read", type: "array<f32>", shape: ["N"] },
-    PARTIALS,
-    PARAMS,
-  ];
+  const bindings: readonly Binding[] = [{ name: "x", access: "read", type: "array<f32>", shape: ["N"] }, PARTIALS];
   const { lanes, declarations, text } = laneSum(subgroup, "f32", "sum");
-  const wgsl = `${subgroup ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
-${declareBindings(bindings)}
+  const wgsl = `${subgroup ? "enable subgroups;\n" : ""}${declareBindings(bindings)}
 ${declarations}
 @compute @workgroup_size(${lanes})
 fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
@@ -91,7 +86,11 @@ fn finite(x: f32) -> bool { return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000
 @compute @workgroup_size(1)
 fn main() {
   var loss = 0.0;
-  for (var b = 0u; b < params.rows; b++) { loss += losses[b]; }
+  for (var b0 = 0u; b0 < params.rows; b0 += 256u) {
+    var block = 0.0;
+    for (var b = b0; b < min(b0 + 256u, params.rows); b++) { block += losses[b]; }
+    loss += block;
+  }
   loss /= f32(params.rows);
   var square = 0.0;
   for (var i = 0u; i < ${SQUARE_SUM_PARTS}u; i++) { square += partials[i]; }

@@ -9,7 +9,7 @@ import { identity } from "./feeder.ts";
 import { flatten } from "./network.ts";
 import { epochOrder } from "./sampling.ts";
 import { initialWeights, type ScorerSpec } from "./scorer-spec.ts";
-import { createTrainer, LOG_SLOTS, planTrainer } from "./trainer.ts";
+import { BATCH_ROWS, createTrainer, LOG_SLOTS, planTrainer } from "./trainer.ts";
 
 export interface TrainBenchOptions {
   readonly spec: ScorerSpec;
@@ -23,7 +23,6 @@ export interface TrainBenchOptions {
   readonly runs: number;
   readonly residentLimit: number;
   readonly onPlan?: (bytes: number, resident: boolean) => void;
-  readonly onLoad?: (lists: number) => void;
   readonly onRun?: () => void;
 }
 
@@ -76,8 +75,13 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
   const { device, pipelines, target } = engine;
   const { spec, lists, candidates, batchLists, steps, runs } = options;
   const source = randomFeatures(spec.dim, lists, candidates);
-  const rows = batchLists * (1 + candidates);
-  const sizes = { spec, rows, stepLists: batchLists, residentLimit: options.residentLimit };
+  const stepRows = batchLists * (1 + candidates);
+  const sizes = {
+    spec,
+    rows: Math.max(1 + candidates, BATCH_ROWS),
+    stepLists: batchLists,
+    residentLimit: options.residentLimit,
+  };
   const planned = planTrainer(source, device.info.limits, sizes);
   const plannedBytes = sumBytes(planned);
   options.onPlan?.(
@@ -99,7 +103,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
   const { layout, buffers } = trainer.network;
   const zero = new Float32Array(layout.count);
   trainer.setState({ weights: flatten(layout, initialWeights(spec, 1)), first: zero, second: zero });
-  await trainer.feeder.load(buffers["x"], options.onLoad);
+  await trainer.feeder.load(buffers["x"]);
   const liveBytes = device.liveBytes;
   const { dim, width } = spec;
   const kernel = matmul({
@@ -107,7 +111,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
     ...matmulTile(target, "store", width),
   });
   const values = (count: number) => new Float32Array(count).fill(0.5);
-  const operands = { x: values(rows * dim), weight: values(width * dim), out: values(rows * width) };
+  const operands = { x: values(stepRows * dim), weight: values(width * dim), out: values(stepRows * width) };
   const order = epochOrder(lists, 1, 0);
   const [stepMs, matmulMs]: [number[], number[]] = [[], []];
   let step = 0;
@@ -119,7 +123,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
       if (trainer.pending === LOG_SLOTS || i === steps - 1) await trainer.readLog();
     }
     const mean = (performance.now() - begin) / steps;
-    const times = await timeKernel(device, pipelines, kernel, operands, rows, 3);
+    const times = await timeKernel(device, pipelines, kernel, operands, stepRows, 3);
     // The first run pays for compilation.
     if (run > 0) {
       stepMs.push(mean);
@@ -132,7 +136,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
     stepFlops: stepFlops(spec, batchLists, candidates),
     stepsPerEpoch: Math.ceil(lists / batchLists),
     matmulMs,
-    matmulFlops: 2 * rows * dim * width,
+    matmulFlops: 2 * stepRows * dim * width,
     plannedBytes,
     liveBytes,
   };

@@ -113,6 +113,18 @@ export async function cachedFeatures(request: CacheRequest): Promise<CachedFeatu
       for (const layer of pass.layers) found.delete(layer);
       for (const layer of await computeLayers(request, folder, common, pass)) found.set(layer.layer, layer);
     }
+    if (!sameLists([...found.values()])) {
+      // What a pass leaves out depends on its layers: only those of one pass belong together.
+      await closeAll(found.values());
+      found.clear();
+      const whole = { ...pass, layers: [...new Set(layers)] };
+      await look(whole.layers, whole);
+      if (missing().length > 0) {
+        await closeAll(found.values());
+        found.clear();
+        for (const layer of await computeLayers(request, folder, common, whole)) found.set(layer.layer, layer);
+      }
+    }
   } catch (thrown) {
     await closeAll(found.values());
     throw thrown;
@@ -121,6 +133,11 @@ export async function cachedFeatures(request: CacheRequest): Promise<CachedFeatu
     layers: layers.flatMap((layer) => found.get(layer) ?? []),
     [Symbol.asyncDispose]: () => closeAll(found.values()),
   };
+}
+
+/** Whether layers hold the same lists in the same order. */
+function sameLists([first, ...others]: readonly OpenLayer[]): boolean {
+  return others.every(({ ids }) => ids.length === first?.ids.length && ids.every((id, b) => id === first.ids[b]));
 }
 
 interface OpenLayer extends CachedLayer {

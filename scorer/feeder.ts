@@ -80,8 +80,8 @@ export interface Feeder extends Disposable {
   /** All features stay on the GPU; otherwise they are brought batch by batch. */
   readonly resident: boolean;
   readonly bytes: number;
-  /** Brings everything, where it stays, by way of x (R, D). `onList` is called with the lists done. */
-  load(x: DeviceBuffer, onList?: (done: number) => void): Promise<void>;
+  /** Brings everything, where it stays, by way of x (R, D). */
+  load(x: DeviceBuffer): Promise<void>;
   /** Records or uploads the features of drawn lists, one after another, into the first rows of x (R, D). */
   feed(encoder: GPUCommandEncoder, lists: readonly DrawnList[], x: DeviceBuffer): Promise<void>;
 }
@@ -91,6 +91,8 @@ export interface FeederOptions {
   readonly rows: number;
   /** Bytes of features that may stay on the GPU. */
   readonly residentLimit: number;
+  /** The lists that will be drawn; default all. */
+  readonly lists?: readonly number[] | undefined;
   readonly standardisation: Standardisation;
 }
 
@@ -101,7 +103,7 @@ const STORE_BYTES = 256 * 2 ** 20;
 export function planFeeder(
   source: FeatureSource,
   limits: DeviceLimits,
-  { rows, residentLimit }: Pick<FeederOptions, "rows" | "residentLimit">,
+  { rows, residentLimit, lists }: Pick<FeederOptions, "rows" | "residentLimit" | "lists">,
 ): Map<string, PlannedBuffer> {
   const row = 4 * source.dim;
   const plan = new Map<string, PlannedBuffer>();
@@ -113,27 +115,27 @@ export function planFeeder(
   add("mean", 2 * row);
   add("scale", 2 * row);
   add("params", PARAMS_BYTES, "uniform");
-  for (const [i, { bytes }] of stores(source, limits, residentLimit).entries()) add(`store${i}`, bytes);
+  for (const [i, { bytes }] of stores(source, limits, residentLimit, lists).entries()) add(`store${i}`, bytes);
   return plan;
 }
 
-/** Lists from..end - 1 in buffers that an adapter allows; none where all of them exceed the bound. */
+/** Which lists lie in which buffer, as many as an adapter allows in one; none where all of them exceed the bound. */
 function stores(
   source: FeatureSource,
   limits: DeviceLimits,
   residentLimit: number,
-): { readonly from: number; readonly end: number; readonly bytes: number }[] {
-  const row = 4 * source.dim;
-  if ((source.lists + source.labels.length) * row > residentLimit) return [];
+  lists: readonly number[] = Array.from({ length: source.lists }, (_, b) => b),
+): { readonly lists: readonly number[]; readonly bytes: number }[] {
+  const size = (b: number) => (1 + listLength(source, b)) * 4 * source.dim;
+  if (lists.reduce((sum, b) => sum + size(b), 0) > residentLimit) return [];
   const limit = Math.min(STORE_BYTES, limits.maxBufferSize, limits.maxStorageBufferBindingSize);
-  const found: { from: number; end: number; bytes: number }[] = [];
-  for (let b = 0; b < source.lists; b++) {
-    const own = (1 + listLength(source, b)) * row;
+  const found: { lists: number[]; bytes: number }[] = [];
+  for (const b of lists) {
     const last = found.at(-1);
-    if (last && last.bytes + own <= limit) {
-      last.bytes += own;
-      last.end = b + 1;
-    } else found.push({ from: b, end: b + 1, bytes: own });
+    if (last && last.bytes + size(b) <= limit) {
+      last.bytes += size(b);
+      last.lists.push(b);
+    } else found.push({ lists: [b], bytes: size(b) });
   }
   return found;
 }
@@ -154,15 +156,15 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
   device.write(mean, standardisation.mean);
   device.write(scale, standardisation.scale);
   /** The buffer that holds a list, and the byte where the list begins. */
-  const places: { store: DeviceBuffer; offset: number }[] = [];
-  for (const [i, { from, end }] of stores(source, device.info.limits, residentLimit).entries()) {
+  const places = new Map<number, { readonly store: DeviceBuffer; readonly offset: number }>();
+  for (const [i, { lists }] of stores(source, device.info.limits, residentLimit, options.lists).entries()) {
     let offset = 0;
-    for (let b = from; b < end; b++) {
-      places.push({ store: buffers[`store${i}`], offset });
+    for (const b of lists) {
+      places.set(b, { store: buffers[`store${i}`], offset });
       offset += (1 + listLength(source, b)) * row;
     }
   }
-  const resident = places.length > 0;
+  const resident = places.size > 0;
 
   const staging = new Float32Array(rows * dim);
 
@@ -200,24 +202,22 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
   return {
     resident,
     bytes: Object.values(buffers).reduce((sum, { size }) => sum + size, 0),
-    async load(x, onList) {
-      for (let b = 0; resident && b < source.lists; ) {
-        const from = b;
+    async load(x) {
+      const waiting = [...places.keys()].map((list) => ({ list }));
+      for (let at = 0; at < waiting.length; ) {
+        const lists: DrawnList[] = [];
         let count = 0;
-        while (b < source.lists && count + 1 + listLength(source, b) <= rows) count += 1 + listLength(source, b++);
-        if (b === from) {
-          // A list that no batch holds is none that is trained on.
-          b++;
-          continue;
+        // A batch holds every list that is drawn.
+        while (at < waiting.length && (lists.length === 0 || count + drawnRows(source, waiting[at]) <= rows)) {
+          count += drawnRows(source, waiting[at]);
+          lists.push(waiting[at++]);
         }
         const encoder = device.gpu.createCommandEncoder();
-        const lists = Array.from({ length: b - from }, (_, i) => ({ list: from + i }));
         await bring(encoder, lists, x);
-        for (const { at, place, bytes } of runs(lists))
-          encoder.copyBufferToBuffer(x.gpu, at, place.store.gpu, place.offset, bytes);
+        for (const { at: from, place, bytes } of runs(lists))
+          encoder.copyBufferToBuffer(x.gpu, from, place.store.gpu, place.offset, bytes);
         device.submit(encoder);
         await device.idle();
-        onList?.(b);
       }
     },
     async feed(encoder, lists, x) {
@@ -244,7 +244,9 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
       at += bytes;
     };
     for (const { list, candidates } of lists) {
-      const { store, offset } = places[list];
+      const place = places.get(list);
+      if (place === undefined) throw new Error(`list ${list} is not among those that were brought`);
+      const { store, offset } = place;
       if (candidates === undefined) add(store, offset, (1 + listLength(source, list)) * row);
       else for (const r of [0, ...candidates.map((c) => c + 1)]) add(store, offset + r * row, row);
     }

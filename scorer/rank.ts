@@ -23,6 +23,7 @@ import {
 import { createScorer, type Scorer, type StateRows } from "./scorer.ts";
 import type { SavedScorer } from "./scorer-file.ts";
 import { checkScorerFits } from "./scorer-fits.ts";
+import { checkListLength } from "./scorer-spec.ts";
 
 export interface RankOptions extends EncodeOptions {
   /** Layer whose states are compared; default the scorer's, or the model's depth. */
@@ -82,6 +83,7 @@ export async function* encodeLines(
   encoder: ListEncoder,
   budget: Pick<Runner, "maxBudget">,
   sharePrefix: boolean,
+  scored = false,
 ): AsyncGenerator<EncodedLine> {
   for await (const line of lines) {
     if (line.kind === "error") {
@@ -89,6 +91,7 @@ export async function* encodeLines(
       continue;
     }
     try {
+      if (scored) checkListLength(line.list.candidates.length);
       const encoded = encoder.encode(line.list);
       checkFits(encoded.group, budget, sharePrefix);
       yield { line, encoded, error: null };
@@ -208,7 +211,13 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
   }
 
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
-    for await (const { line, encoded, error } of encodeLines(lines, encoder, runner, sharePrefix)) {
+    for await (const { line, encoded, error } of encodeLines(
+      lines,
+      encoder,
+      runner,
+      sharePrefix,
+      saved !== undefined,
+    )) {
       const scores = new Float32Array(line.kind === "list" ? line.list.candidates.length : 0);
       const { notes, tokens } = encoded ?? { notes: {}, tokens: 0 };
       yield { item: { line, notes, tokens, scores, error }, group: encoded?.group ?? null };

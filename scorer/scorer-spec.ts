@@ -38,6 +38,19 @@ export const MAX_SCORER_PARAMETERS = 2 ** 26;
 /** P / heads, at most: the attention kernel keeps a head in registers, and its compilation grows with it. */
 export const MAX_HEAD_WIDTH = 64;
 
+/** Candidates of a list, at most: attention and the losses of pairs grow with their square, in one dispatch. */
+export const MAX_CANDIDATES = 8192;
+
+/** @throws {StratumError} `list/too-many-candidates` */
+export function checkListLength(candidates: number): void {
+  if (candidates <= MAX_CANDIDATES) return;
+  throw new StratumError(
+    "list/too-many-candidates",
+    `a list has ${candidates} candidates; a scorer takes at most ${MAX_CANDIDATES}`,
+    "split the list",
+  );
+}
+
 /** Where the encoder block's parameters stand in the module. */
 const BLOCK = "encoder.layers.0.";
 

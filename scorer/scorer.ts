@@ -5,14 +5,14 @@
 import type { DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { dispatch } from "../engine/pipelines.ts";
-import type { PlannedBuffer } from "../engine/plan.ts";
+import { checkPlan, type PlannedBuffer } from "../engine/plan.ts";
 import { canonicalOrder } from "../kernels/canonical-order.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { identity, type Standardisation } from "./feeder.ts";
 import { allocate, createNetwork, flatten, planNetwork } from "./network.ts";
-import type { ScorerSpec } from "./scorer-spec.ts";
+import { checkListLength, type ScorerSpec } from "./scorer-spec.ts";
 
 /** A list as rows of a buffer of states. */
 export interface StateRows {
@@ -155,8 +155,18 @@ export async function createScorer(engine: Engine, options: ScorerOptions): Prom
     if (open.length > 0) yield open;
   }
 
+  let last: Promise<unknown> = Promise.resolve();
+  /** Calls share the working buffers: each runs when the one before has ended. */
+  function inTurn<T>(step: () => Promise<T>): Promise<T> {
+    const turn = last.then(step);
+    last = turn.catch(() => undefined);
+    return turn;
+  }
+
   async function grow(rows: number): Promise<void> {
     if (rows <= held.network.rows) return;
+    checkListLength(rows - 1);
+    checkPlan(planScorer(spec, rows), device.info.limits);
     // The old buffers first: both together may be more than there is.
     const before = held.network.rows;
     release();
@@ -176,35 +186,37 @@ export async function createScorer(engine: Engine, options: ScorerOptions): Prom
     get rows() {
       return held.network.rows;
     },
-    grow,
-    async scoreStates(states, lists) {
-      await grow(lists.reduce((most, { candidates }) => Math.max(most, 1 + candidates.length), 0));
-      const scores: Float32Array[] = [];
-      for (const batch of batches(lists, ({ candidates }) => candidates.length))
-        scores.push(...(await scoreBatch(states, batch)));
-      return scores;
-    },
-    async scoreFeatures(source, lists = Array.from({ length: source.lists }, (_, b) => b)) {
-      await grow(lists.reduce((most, b) => Math.max(most, 1 + listLength(source, b)), 0));
-      const scores: Float32Array[] = [];
-      const staging = new Float32Array(held.network.rows * dim);
-      for (const batch of batches(lists, (b) => listLength(source, b))) {
-        const rows: StateRows[] = [];
-        let row = 0;
-        for (const b of batch) {
-          await source.readList(b, staging, row * dim);
-          const first = row + 1;
-          rows.push({
-            instruction: row,
-            candidates: Array.from({ length: listLength(source, b) }, (_, i) => first + i),
-          });
-          row = first + listLength(source, b);
+    grow: (rows) => inTurn(() => grow(rows)),
+    scoreStates: (states, lists) =>
+      inTurn(async () => {
+        await grow(lists.reduce((most, { candidates }) => Math.max(most, 1 + candidates.length), 0));
+        const scores: Float32Array[] = [];
+        for (const batch of batches(lists, ({ candidates }) => candidates.length))
+          scores.push(...(await scoreBatch(states, batch)));
+        return scores;
+      }),
+    scoreFeatures: (source, lists = Array.from({ length: source.lists }, (_, b) => b)) =>
+      inTurn(async () => {
+        await grow(lists.reduce((most, b) => Math.max(most, 1 + listLength(source, b)), 0));
+        const scores: Float32Array[] = [];
+        const staging = new Float32Array(held.network.rows * dim);
+        for (const batch of batches(lists, (b) => listLength(source, b))) {
+          const rows: StateRows[] = [];
+          let row = 0;
+          for (const b of batch) {
+            await source.readList(b, staging, row * dim);
+            const first = row + 1;
+            rows.push({
+              instruction: row,
+              candidates: Array.from({ length: listLength(source, b) }, (_, i) => first + i),
+            });
+            row = first + listLength(source, b);
+          }
+          device.write(held.buffers["raw"], staging.subarray(0, row * dim));
+          scores.push(...(await scoreBatch(held.buffers["raw"], rows)));
         }
-        device.write(held.buffers["raw"], staging.subarray(0, row * dim));
-        scores.push(...(await scoreBatch(held.buffers["raw"], rows)));
-      }
-      return scores;
-    },
+        return scores;
+      }),
     [Symbol.dispose]: release,
   };
 }

@@ -109,7 +109,9 @@ export async function* sweep(
       for (const [name, recipe] of Object.entries(options.scorers)) {
         const spec = { ...recipe.spec, dim: source.dim };
         const run = { instructions: keys, lists: train, signal: options.signal };
-        const { weights, standardisation } = await trainAnchored(engine, source, { ...recipe, spec, seed }, () => run);
+        const trained = await trainAnchored(engine, source, { ...recipe, spec, seed }, () => run);
+        if (trained.interrupted) return;
+        const { weights, standardisation } = trained;
         using scorer = await createScorer(engine, { spec, weights, standardisation });
         yield cell(name, layer, spread(source, test, await scorer.scoreFeatures(source, test)));
       }

@@ -5,6 +5,7 @@ import { listLossTwin } from "../kernels/list-loss-twin.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { type DrawnList, identity, measureStandardisation, type Standardisation } from "./feeder.ts";
 import { epochOrder, epochSubList, splitByInstruction, streamRandom } from "./sampling.ts";
+import { checkListLength } from "./scorer-spec.ts";
 import type { TrainOptions, TrainRun } from "./train-options.ts";
 
 /** Lists that teach: every candidate labelled, and two grades. @throws {StratumError} `list/bad-labels`, `list/no-contrast` */
@@ -18,6 +19,7 @@ export function trainableLists(source: FeatureSource, loss: LossName, lists?: re
       return false;
     }
     if (labels.every((label) => label === labels[0])) return false;
+    checkListLength(labels.length);
     const fault = checkLabels(loss, labels);
     if (fault !== null) {
       throw new StratumError(

@@ -17,8 +17,8 @@ export interface TrainOptions {
   /** Rate of the dropout at the features, in [0, 1). */
   readonly inputDropout: number;
   /**
-   * What the responses are compared with: the instruction's state, or a learned vector in its place. The second forgets
-   * the instruction; where lists are few, its state is mostly a way to learn them by heart.
+   * What the responses are compared with: the instruction's state, or a learned vector in its place (the projection's
+   * bias: the instruction enters as zeros). The second forgets the instruction; where lists are few, its state is mostly a way to learn them by heart.
    */
   readonly anchor: Anchor;
   /**

@@ -3,12 +3,13 @@
  * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
  */
 import type { Engine } from "../engine/model.ts";
-import { sumBytes } from "../engine/plan.ts";
+import { checkPlan, sumBytes } from "../engine/plan.ts";
 import { StratumError } from "../errors.ts";
 import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { measureLists } from "./measures.ts";
 import { flatten, parameterLayout, unflatten } from "./network.ts";
+import { streamSeed } from "./sampling.ts";
 import { learningRate } from "./schedule.ts";
 import { checkScorerSpec, initialWeights, parameterCount } from "./scorer-spec.ts";
 import { checkSameRun, runIdentity } from "./train-identity.ts";
@@ -23,6 +24,7 @@ import {
 } from "./train-lists.ts";
 import type { TrainOptions, TrainPlan, TrainResult, TrainRun } from "./train-options.ts";
 import {
+  BATCH_ROWS,
   createTrainer,
   LOG_SLOTS,
   type OptimizerState,
@@ -31,8 +33,6 @@ import {
   type Trainer,
 } from "./trainer.ts";
 
-/** Rows of a batch on the GPU, unless a list is longer. */
-const BATCH_ROWS = 1024;
 const RESIDENT_LIMIT = 2 * 2 ** 30;
 /** The log is read at least this often where steps are slow, so that progress shows. */
 const LOG_MS = 250;
@@ -63,7 +63,7 @@ export async function trainScorer(
   const schedule = { name: options.schedule, lr: options.lr, warmup, steps };
   const longest = usable.reduce((most, b) => Math.max(most, 1 + listLength(source, b)), 0);
   const layout = parameterLayout(spec);
-  const identityOfRun = await runIdentity(source, options, run, engine);
+  const identityOfRun = run.checkpoint === undefined ? {} : await runIdentity(source, options, run, engine);
   const resumed = run.checkpoint?.resume
     ? await readCheckpoint(run.checkpoint.path, layout.count, source.dim, (before) =>
         checkSameRun(before, identityOfRun),
@@ -74,8 +74,10 @@ export async function trainScorer(
     rows: Math.max(longest, BATCH_ROWS),
     stepLists: Math.max(perStep, 1),
     residentLimit: run.residentLimit ?? RESIDENT_LIMIT,
+    lists: usable,
   };
   const planned = planTrainer(source, engine.device.info.limits, sizes);
+  checkPlan(planned, engine.device.info.limits);
   const plan: TrainPlan = {
     bytes: sumBytes(planned),
     resident: planned.some(({ label }) => label.startsWith("features.store")),
@@ -89,7 +91,12 @@ export async function trainScorer(
   };
   await run.onPlan?.(plan);
   const standardisation = resumed?.standardisation ?? (await standardisationOf(source, trainLists, options));
-  using trainer = await createTrainer(engine, source, { ...options, ...sizes, standardisation, seed: seed >>> 0 });
+  using trainer = await createTrainer(engine, source, {
+    ...options,
+    ...sizes,
+    standardisation,
+    seed: streamSeed("dropout", seed),
+  });
   await trainer.feeder.load(trainer.network.buffers["x"]);
 
   const fresh = () => ({

@@ -33,6 +33,8 @@ export interface TrainerOptions {
   readonly stepLists: number;
   /** Bytes of features that may stay on the GPU. */
   readonly residentLimit: number;
+  /** The lists that will be drawn or evaluated; default all. */
+  readonly lists?: readonly number[] | undefined;
 }
 
 /** AdamW's state, flat as the network's weights. */
@@ -56,6 +58,9 @@ const [BETA1, BETA2, EPS] = [0.9, 0.999, 1e-8];
 
 /** Batches that may wait for the GPU; fewer where each brings its features. */
 const [MOST_QUEUED, MOST_QUEUED_STREAMED] = [64, 8];
+
+/** Rows of a batch on the GPU, unless a list is longer. */
+export const BATCH_ROWS = 1024;
 
 /** Steps between two read-backs, at most. */
 export const LOG_SLOTS = 32;
@@ -83,7 +88,7 @@ export interface Trainer extends Disposable {
 export function planTrainer(
   source: FeatureSource,
   limits: DeviceLimits,
-  options: Pick<TrainerOptions, "spec" | "rows" | "stepLists" | "residentLimit">,
+  options: Pick<TrainerOptions, "spec" | "rows" | "stepLists" | "residentLimit" | "lists">,
 ): PlannedBuffer[] {
   return [
     ...planNetwork(options.spec, options.rows, true).values(),
@@ -106,7 +111,7 @@ function planState({
   const plan = new Map<string, PlannedBuffer>();
   for (const [name, size] of Object.entries(floats))
     plan.set(name, { label: `train.${name}`, bytes: 4 * size, use: "storage" });
-  for (const name of ["listParams", "stepParams", "fixedParams"])
+  for (const name of ["listParams", "stepParams"])
     plan.set(name, { label: `train.${name}`, bytes: PARAMS_BYTES, use: "uniform" });
   const most = Math.max(count, 2 * rows, stepLists, 4 * LOG_SLOTS);
   plan.set("readback", { label: "train.readback", bytes: 4 * most, use: "readback" });
@@ -129,10 +134,9 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
     const { buffers, release: releaseState } = allocate(device, planState(options));
     stack.push({ [Symbol.dispose]: releaseState });
     const { first, second, labels, lists, batchLosses, aux, losses, lossHyper, hyper, partials } = buffers;
-    const { status, log, counter, listParams, stepParams, fixedParams, readback } = buffers;
+    const { status, log, counter, listParams, stepParams, readback } = buffers;
     const { count } = network.layout;
     device.write(buffers["clip"], Float32Array.of(clip));
-    device.write(fixedParams, Uint32Array.of(1, 0, 0, 0));
     const [lossPipe, squarePipe, statusPipe, adamwPipe] = await Promise.all(
       [
         listLoss({ loss: options.loss, ...listLossDefaults(target) }),
@@ -258,6 +262,8 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
           beta2: BETA2,
           rootCorrection: Math.sqrt(1 - BETA2 ** t),
           eps: EPS,
+          newFirst: 1 - BETA1,
+          newSecond: 1 - BETA2,
         };
         device.write(
           hyper,
@@ -266,7 +272,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
         device.write(stepParams, Uint32Array.of(drawn.length, logged.length, 0, 0));
         const encoder = device.gpu.createCommandEncoder();
         const pass = encoder.beginComputePass();
-        dispatch(device, pass, squarePipe, { x: grads, partials, params: fixedParams }, 1);
+        dispatch(device, pass, squarePipe, { x: grads, partials }, 1);
         dispatch(
           device,
           pass,
@@ -274,7 +280,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
           { losses, partials, clip: buffers["clip"], log, status, params: stepParams },
           1,
         );
-        const bound = { grads, hyper, status, weights: network.weights, first, second, params: fixedParams };
+        const bound = { grads, hyper, status, weights: network.weights, first, second };
         dispatch(device, pass, adamwPipe, bound, 1);
         pass.end();
         device.submit(encoder);
