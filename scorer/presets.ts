@@ -53,7 +53,7 @@ export const PRESETS = {
   pointwise: { ...srr, head: "pointwise", loss: "bce" },
   /**
    * For a few hundred lists: states averaged over the response, a learned vector in the instruction's place, no attention
-   * between candidates, half of the features dropped at every step. Chosen by validation, see the README's table.
+   * between candidates, half of the features dropped at every step. See the README's table.
    */
   "few-lists": {
     ...srr,
