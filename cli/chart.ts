@@ -18,7 +18,8 @@ export function binned(values: readonly number[], width: number): number[] {
 /** A curve with its axis, `width` columns at most. */
 export function curve(values: readonly number[], width: number): string {
   const shown = binned(values, width - 12);
-  // A single point has no curve.
+  // A single point has no curve, and a level one no height.
   const line = shown.length === 1 ? [shown[0], shown[0]] : shown;
+  if (Math.min(...line) === Math.max(...line)) return `${line[0].toFixed(3).padStart(9)} throughout`;
   return plot(line, { height: HEIGHT, format: (value: number) => value.toFixed(3).padStart(9) });
 }

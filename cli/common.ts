@@ -55,7 +55,7 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
         "a response's state: its last token's, the one of the token that ends a turn, or the mean of its tokens'",
       )
         .choices(POOLINGS)
-        .default("last"),
+        .default("last", "last, or what a preset or scorer says"),
     )
     .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
     .option(

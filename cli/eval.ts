@@ -61,7 +61,12 @@ export function evalCommand(program: Command): void {
     .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
     .option("--slices", "the same rows for lists with one safe candidate, without refusals, and by length")
     .option("--seed <n>", "of the bootstrap, of the baselines' fits and of the random weights", wholeNumber, 0)
-    .option("--bootstrap <n>", "samples of the bootstrap", positiveInteger, 2000)
+    .option(
+      "--bootstrap <n>",
+      "samples of the bootstrap, 100 to 100000",
+      number(100, 100_000, "a number from 100 to 100000"),
+      2000,
+    )
     .option("--no-cache", "compute features anew and keep none")
     .addHelpText("after", HELP);
   addRunOptions(command, "one JSON object on stdout instead of tables").action(

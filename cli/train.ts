@@ -59,16 +59,16 @@ const ANCHOR_WORDS: Readonly<Record<Anchor, string>> = {
 
 const EXAMPLES = `
 Examples:
-  $ stratum train lists.jsonl --model path/to/model -o scorer
-  $ stratum train lists.jsonl --model path/to/model --layer 60% --hold-out 0.3 --seed 2 -o scorer
+  $ stratum train lists.jsonl --model path/to/model --hold-out 0.3 -o scorer
+  $ stratum train lists.jsonl --model path/to/model --layer 60% --preset few-lists --seed 2 -o scorer
   $ stratum train --features features.safetensors --loss listnet --no-validation -o scorer
   $ stratum eval lists.jsonl --model path/to/model --scorer scorer
 
 Lists need labels: {"instruction": "...", "candidates": [{"text": "...", "label": 1}, {"text": "...", "label": 0}]}.
 Lists with a missing label, or whose labels are all alike, teach nothing and are left out.
 The folder: scorer.safetensors and scorer.json (the best epoch), last.safetensors (the last step), checkpoint.safetensors
-(for --resume). What a preset sets, a flag overrides.
-Exit codes: 0 done, 1 unusable lists or a diverged training, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
+(for --resume); with --anchor auto checkpoint-learned.safetensors and the log's -learned of the second run. What a preset sets, a flag overrides.
+Exit codes: 0 done, 1 unusable lists, a diverged training or a checkpoint of another run, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
 
 /** Declares the command. */
 export function trainCommand(program: Command): void {
@@ -237,6 +237,12 @@ async function train(
   flags: TrainFlags,
   stop: StopSignal,
 ): Promise<number> {
+  if (source.lists === 0)
+    throw new StratumError(
+      "list/no-contrast",
+      "there is no list to train on: none of them could be used",
+      "mend the lines that are named above",
+    );
   const spec = await specOf(flags, recipe, source.dim);
   const init = flags.init === undefined ? undefined : await loadWeights(flags.init, spec);
   const keys = origin.instructions ?? Array.from({ length: source.lists }, (_, b) => String(b));
@@ -402,9 +408,8 @@ function report(
   const loss = best === null ? result.epochs.at(-1)?.loss : best.validation?.loss;
   if (loss !== undefined && loss >= result.chance)
     warn(
-      `warning: the ${best === null ? "last epoch's" : "validation"} loss ${loss.toFixed(3)} is no better than ${result.chance.toFixed(3)}, that of equal scores: try a lower --lr, --preset few-lists, another --layer, or more lists`,
+      `warning: the ${best === null ? "last epoch's" : "validation"} loss ${loss.toFixed(3)} is no better than ${result.chance.toFixed(3)}, that of equal scores: try a lower --lr,${flags.preset === "few-lists" ? "" : " --preset few-lists,"} another --layer, or more lists`,
     );
-  note(
-    `scorer  ${flags.output}: scorer.safetensors, scorer.json; try stratum ${flags.features === undefined ? "eval" : "eval --features"}`,
-  );
+  const next = flags.features !== undefined ? "eval --features" : flags.holdOut > 0 ? "eval" : "eval on other lists";
+  note(`scorer  ${flags.output}: scorer.safetensors, scorer.json; try stratum ${next}`);
 }

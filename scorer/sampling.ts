@@ -126,7 +126,7 @@ export function splitByInstruction(
     throw new StratumError(
       "list/too-few",
       `${instructionKeys.length} lists of ${groups.size} different instructions; ${wanted.length} parts need at least ${wanted.length} different ones`,
-      `give lists of at least ${wanted.length} different instructions, or split into fewer parts`,
+      `give lists of at least ${wanted.length} different instructions, or fewer parts: --no-validation, no --hold-out`,
     );
   }
   const targets = wanted.map((part) => (fractions[part] / whole) * instructionKeys.length);

@@ -266,6 +266,8 @@ function diverged(
   return new StratumError(
     "train/diverged",
     `the training diverged at ${what} (learning rate ${lr})${kept}`,
-    `lower --lr${clip === 0 ? ", or bound the gradient with --clip 1" : ""}`,
+    step === 0 && mean === undefined
+      ? "nothing was learned yet: raise --tau, or check the features and the first weights"
+      : `lower --lr${clip === 0 ? ", or bound the gradient with --clip 1" : ""}`,
   );
 }

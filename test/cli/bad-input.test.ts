@@ -245,7 +245,7 @@ describe("flags", () => {
   it.each([
     ["a layer beyond the model", "usage/layer", 2, ["rank", EXAMPLES, "--layer", "7"]],
     ["a layer that is none", "usage/layer", 2, ["rank", EXAMPLES, "--layer", "deep"]],
-    ["a scorer that is none", "usage/scorer", 2, ["rank", EXAMPLES, "--scorer", "magic"]],
+    ["a scorer that is none", "scorer/missing", 2, ["rank", EXAMPLES, "--scorer", "magic"]],
     ["a candidate without an instruction", "usage/list", 2, ["rank", "--candidate", "a"]],
     ["an input that is not there", "usage/no-input", 2, ["rank", "/nowhere/lists.jsonl"]],
     ["a batch that holds nothing", "usage/batch-tokens", 2, ["inspect", "--batch-tokens", "1"]],

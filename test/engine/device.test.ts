@@ -183,15 +183,15 @@ describe("pipelines", () => {
   it("a kernel that does not compile: the key, the adapter, and the line with its text", async () => {
     const { pipelines } = await open();
     const good = rowGather({ d: 7 });
-    const bad: Kernel = { ...good, key: "rowGather{broken}", wgsl: good.wgsl.replace("index[at", "indices[at") };
-    const line = bad.wgsl.split("\n").findIndex((text) => text.includes("indices[at")) + 1;
+    const bad: Kernel = { ...good, key: "rowGather{broken}", wgsl: good.wgsl.replace("index[row", "indices[row") };
+    const line = bad.wgsl.split("\n").findIndex((text) => text.includes("indices[row")) + 1;
     expect(line).toBeGreaterThan(1);
     await expect(pipelines.get(bad)).rejects.toThrow(
       failing(
         "kernel/compile",
         "rowGather\\{broken\\}",
         `line ${line}:`,
-        "out\\[params.offset.*indices\\[at",
+        "out\\[params.offset.*indices\\[row",
         "indices",
       ),
     );
@@ -200,7 +200,7 @@ describe("pipelines", () => {
   it("a kernel that does not compile leaves the device to the others", async () => {
     const { device, pipelines } = await open();
     const good = rowGather({ d: 7 });
-    const bad: Kernel = { ...good, key: "rowGather{broken}", wgsl: good.wgsl.replace("index[at", "indices[at") };
+    const bad: Kernel = { ...good, key: "rowGather{broken}", wgsl: good.wgsl.replace("index[row", "indices[row") };
     await expect(pipelines.get(bad)).rejects.toThrow(failing("kernel/compile"));
     const buffers = { x: new Float32Array(7).fill(3), index: Uint32Array.of(0), out: new Float32Array(7) };
     const { out } = await runKernel(device, pipelines, good, buffers, 1);
