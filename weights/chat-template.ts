@@ -94,6 +94,7 @@ export function compileChatTemplate(
     // As in Jinja, whatever ends the lines of the source.
     parse(tokenize(source.replace(/\r\n?/g, "\n"), { lstrip_blocks: true, trim_blocks: true })),
   );
+  repairAttributeTests(program);
 
   return {
     source,
@@ -245,6 +246,35 @@ function bounded<T>(timeout: number, code: "template/failed" | "template/bad-syn
     context["task"] = undefined;
   }
   return result[0] as T;
+}
+
+interface Call {
+  readonly callee: { value: unknown };
+  readonly args: readonly { readonly type: string; value: unknown }[];
+}
+const OPPOSITES: ReadonlyMap<unknown, string> = new Map([
+  ["selectattr", "rejectattr"],
+  ["rejectattr", "selectattr"],
+]);
+
+/**
+ * The library's `selectattr(name, "undefined")` never holds for a message without the attribute, which is what Mistral's
+ * templates ask for; its `rejectattr(name, "defined")` does what is meant, and the other way round.
+ */
+function repairAttributeTests(program: unknown): void {
+  const pending: unknown[] = [program];
+  while (pending.length > 0) {
+    const node = pending.pop();
+    if (typeof node !== "object" || node === null) continue;
+    for (const child of Object.values(node)) pending.push(child);
+    const { callee, args } = node as Partial<Call>;
+    const [, test] = args ?? [];
+    const opposite = OPPOSITES.get(callee?.value);
+    if (callee === undefined || opposite === undefined || test?.type !== "StringLiteral") continue;
+    if (test.value !== "undefined") continue;
+    callee.value = opposite;
+    test.value = "defined";
+  }
 }
 
 /** What is used of the library's interpreter: its published types do not resolve under Node's module rules. */

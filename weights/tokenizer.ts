@@ -1,6 +1,8 @@
 /**
- * A model's tokenizer, read from a Hugging Face directory. Ids are those that transformers gives: `tokenizer.json`
- * alone decides them; `tokenizer_config.json` only names special tokens and adds the ones the first file lacks.
+ * A model's tokenizer, read from a Hugging Face directory. Ids are those that the Rust tokenizer gives for
+ * `tokenizer.json`; `tokenizer_config.json` only names special tokens and adds the ones the first file lacks. So does
+ * transformers, but for one defect of its version 5: a `LlamaTokenizer` is rebuilt without what `tokenizer.json` says of
+ * blanks (https://github.com/huggingface/transformers/issues/45488).
  */
 
 import { join } from "node:path";
@@ -45,10 +47,14 @@ export interface Tokenizer {
   readonly specialTokens: readonly SpecialToken[];
 }
 
-/** `tokenizer_config.json` as written, and every named special token (`bos_token`, `eos_token`, ...) of the directory. */
+/** What a directory says of its special tokens. */
 export interface TokenizerConfig {
+  /** `tokenizer_config.json` as written. */
   readonly raw: Readonly<Record<string, unknown>>;
+  /** Those with a name (`bos_token`, `eos_token`, ...). */
   readonly tokens: Readonly<Record<string, string>>;
+  /** These and the ones that are only listed, in the order in which transformers adds them. */
+  readonly special: readonly TokenFlags[];
 }
 
 const addedTokenSchema = z.looseObject({ id: z.int().min(0).max(MAX_ID), content: z.string().min(1) });
@@ -70,6 +76,12 @@ const flagsSchema = z.object({
   single_word: z.boolean().default(false),
   special: z.boolean().default(false),
 });
+type TokenFlags = z.infer<typeof flagsSchema>;
+const namedTokenSchema = z
+  .union([z.string().transform((content) => ({ content })), z.unknown()])
+  .pipe(flagsSchema)
+  .transform((token) => ({ ...token, special: true }));
+const STANDARD_NAMES = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /**
  * A JSON file checked by a schema, or null where there is none.
@@ -103,20 +115,32 @@ export async function readOptionalJson<T>(
 }
 
 /**
- * Named special tokens of a model directory; `tokenizer_config.json` wins over `special_tokens_map.json`. Both may be absent.
+ * The special tokens of a model directory, from `tokenizer_config.json` and the older `special_tokens_map.json`; both may
+ * be absent. As in transformers, the older file wins over a config without `added_tokens_decoder`.
  *
  * @throws StratumError `tokenizer/bad-json`, `file/unreadable`, `file/not-a-file`.
  */
 export async function readTokenizerConfig(dir: string): Promise<TokenizerConfig> {
   const raw = (await readOptionalJson(join(dir, "tokenizer_config.json"), objectSchema, "tokenizer/bad-json")) ?? {};
   const map = (await readOptionalJson(join(dir, "special_tokens_map.json"), objectSchema, "tokenizer/bad-json")) ?? {};
-  const extra = objectSchema.safeParse(raw["extra_special_tokens"]).data ?? {};
+  const all = raw["added_tokens_decoder"] === undefined ? { ...raw, ...map } : { ...map, ...raw };
+  const extra = all["extra_special_tokens"];
+  const extraByName = objectSchema.safeParse(extra).data ?? {};
+  const byName: Record<string, unknown> = { ...extraByName, ...all };
+  const names = Object.keys(byName).filter((name) => name.endsWith("_token"));
   const tokens: Record<string, string> = {};
-  for (const [name, value] of Object.entries({ ...map, ...extra, ...raw })) {
-    const token = name.endsWith("_token") ? tokenValueSchema.safeParse(value) : undefined;
-    if (token?.success) tokens[name] = token.data;
+  for (const name of names) {
+    const token = tokenValueSchema.safeParse(byName[name]);
+    if (token.success) tokens[name] = token.data;
   }
-  return { raw, tokens };
+  const listed = Array.isArray(extra) && extra.length > 0 ? extra : all["additional_special_tokens"];
+  const values = [
+    ...[...STANDARD_NAMES, ...names].map((name) => byName[name]),
+    ...Object.values(extraByName),
+    ...(Array.isArray(listed) ? listed : []),
+  ];
+  const special = values.flatMap((value) => namedTokenSchema.safeParse(value).data ?? []);
+  return { raw, tokens, special };
 }
 
 /**
@@ -141,7 +165,7 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
     throw unsupported(path, `its model is of type ${JSON.stringify(type)}; known are ${MODEL_TYPES.join(", ")}`);
   }
   const config = await readTokenizerConfig(dir);
-  const addedTokens = mergeAddedTokens(json.added_tokens ?? [], config.raw["added_tokens_decoder"]);
+  const addedTokens = mergeAddedTokens(json.added_tokens ?? [], config, json.model["vocab"]);
   const baseVocabSize = baseVocabulary(path, json.model["vocab"], new Set(addedTokens.map((token) => token.content)));
   const vocabSize = addedTokens.reduce((size, token) => Math.max(size, token.id + 1), baseVocabSize);
   const eosToken = config.tokens["eos_token"] ?? null;
@@ -260,19 +284,44 @@ export function checkIds(ids: ArrayLike<number>, vocab: number): void {
 
 type AddedToken = z.infer<typeof addedTokenSchema>;
 
-/** transformers re-adds the config's tokens over those of tokenizer.json: the config's flags win, its new tokens are added. */
-function mergeAddedTokens(tokens: readonly AddedToken[], decoder: unknown): AddedToken[] {
+/**
+ * What transformers adds to a tokenizer: the config's `added_tokens_decoder`, whose flags win over those of
+ * tokenizer.json, then the named special tokens. A new token gets its id in the vocabulary, or the next free one,
+ * whatever the config says.
+ */
+function mergeAddedTokens(tokens: readonly AddedToken[], config: TokenizerConfig, vocab: unknown): AddedToken[] {
   const merged = new Map(tokens.map((token) => [token.content, token]));
-  const taken = new Set(tokens.map((token) => token.id));
-  for (const [key, value] of Object.entries(objectSchema.safeParse(decoder).data ?? {})) {
-    const id = Number(key);
+  // Made on first use: most tokenizers lack nothing.
+  let ids: ReadonlyMap<string, unknown> | undefined;
+  let next = 0;
+  const newId = (content: string): number => {
+    if (ids === undefined) {
+      ids = vocabularyIds(vocab);
+      next = tokens.reduce((size, token) => Math.max(size, token.id + 1), ids.size);
+    }
+    const id = ids.get(content);
+    return typeof id === "number" ? id : next++;
+  };
+  const decoder = objectSchema.safeParse(config.raw["added_tokens_decoder"]).data ?? {};
+  for (const [, value] of Object.entries(decoder).sort(([a], [b]) => Number(a) - Number(b))) {
     const flags = flagsSchema.safeParse(value).data;
-    if (flags === undefined || !Number.isInteger(id) || id < 0 || id > MAX_ID) continue;
+    if (flags === undefined) continue;
     const known = merged.get(flags.content);
-    if (known === undefined && taken.has(id)) continue;
-    merged.set(flags.content, { ...known, ...flags, id: known?.id ?? id });
+    merged.set(flags.content, { ...known, ...flags, id: known?.id ?? newId(flags.content) });
+  }
+  for (const flags of config.special) {
+    const known = merged.get(flags.content);
+    merged.set(flags.content, { ...flags, ...known, special: true, id: known?.id ?? newId(flags.content) });
   }
   return [...merged.values()];
+}
+
+function vocabularyIds(vocab: unknown): ReadonlyMap<string, unknown> {
+  if (typeof vocab !== "object" || vocab === null) return new Map();
+  // A Unigram vocabulary is a list of [token, score].
+  return Array.isArray(vocab)
+    ? new Map(vocab.map((entry, id) => [Array.isArray(entry) ? String(entry[0]) : "", id]))
+    : new Map(Object.entries(vocab));
 }
 
 function baseVocabulary(path: string, vocab: unknown, added: ReadonlySet<string>): number {

@@ -88,6 +88,16 @@ describe("render", () => {
     );
   });
 
+  it("selects by an attribute that is not there", () => {
+    const messages = [user("plain"), { ...user("call"), tool_calls: [] }];
+    const chosen = (filter: string) =>
+      render(`{% if true %}{% for m in messages | ${filter} %}{{ m.content }} {% endfor %}{% endif %}`, messages).text;
+    expect(chosen("selectattr('tool_calls', 'undefined')")).toBe("plain ");
+    expect(chosen("rejectattr('tool_calls', 'undefined')")).toBe("call ");
+    expect(chosen("selectattr('tool_calls', 'defined')")).toBe("call ");
+    expect(chosen("rejectattr('role', 'equalto', 'tool') | selectattr('tool_calls', 'undefined')")).toBe("plain ");
+  });
+
   it("knows loop controls and namespaces", () => {
     const source =
       "{% set ns = namespace(n=0) %}{% for i in range(9, 0, -2) %}{% if i == 3 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}";

@@ -88,16 +88,19 @@ describe("what a tokenizer says about itself", () => {
     expect(await loadTokenizer(dir)).toMatchObject({ addsBos: true, prefixIds: [1] });
   });
 
-  it("takes names from special_tokens_map.json where the config lacks them; strings and {content} alike", async () => {
+  it("takes names from tokenizer_config.json and special_tokens_map.json; strings and {content} alike", async () => {
     await write("tokenizer.json", tokenizerJson());
     expect(await loadTokenizer(dir)).toMatchObject({ bosToken: null, eosToken: null });
     await write("special_tokens_map.json", { bos_token: { content: "<s>", lstrip: false }, eos_token: "</s>" });
     expect(await loadTokenizer(dir)).toMatchObject({ bosToken: "<s>", eosToken: "</s>" });
-    await write("tokenizer_config.json", { eos_token: { content: "<unk>" } });
+    // As in transformers, the older file wins over a config without added_tokens_decoder.
+    await write("tokenizer_config.json", { eos_token: { content: "<unk>" }, unk_token: "<unk>" });
+    expect(await loadTokenizer(dir)).toMatchObject({ bosToken: "<s>", eosToken: "</s>" });
+    await write("tokenizer_config.json", { eos_token: { content: "<unk>" }, added_tokens_decoder: {} });
     expect(await loadTokenizer(dir)).toMatchObject({ bosToken: "<s>", eosToken: "<unk>" });
   });
 
-  it("adds the special tokens that only the config has, and lets its flags win", async () => {
+  it("adds the tokens that only the config has under the next free ids, and lets its flags win", async () => {
     await write("tokenizer.json", tokenizerJson());
     const added_tokens_decoder = {
       "2": { content: "</s>", special: true, rstrip: true },
@@ -106,9 +109,34 @@ describe("what a tokenizer says about itself", () => {
     };
     await write("tokenizer_config.json", { added_tokens_decoder });
     const tokenizer = await loadTokenizer(dir);
-    expect([...tokenizer.encode("a<|end|>b</s> c", { addSpecialTokens: false })]).toEqual([3, 10, 4, 2, 5]);
-    expect(tokenizer).toMatchObject({ vocabSize: 11, baseVocabSize: 10 });
+    const text = "a<|taken|><|end|>b</s> c";
+    expect([...tokenizer.encode(text, { addSpecialTokens: false })]).toEqual([3, 10, 11, 4, 2, 5]);
+    expect(tokenizer).toMatchObject({ vocabSize: 12, baseVocabSize: 10 });
     expect(tokenizer.specialTokens.map((token) => token.content)).toContain("<|end|>");
+  });
+
+  // The ids are those of PreTrainedTokenizerFast (transformers 5.18) on the same files.
+  it.each([
+    ["a name", { pad_token: "ab" }, "abcab", [8, 5, 8]],
+    ["an object with flags", { eos_token: { __type: "AddedToken", content: "ab", rstrip: true } }, "ab c", [8, 5]],
+    ["a name of the model's own", { boi_token: "<new>" }, "a<new>", [3, 10]],
+    ["two names", { mask_token: "<mask>", pad_token: "<pad>" }, "<mask><pad>", [11, 10]],
+    ["additional_special_tokens", { additional_special_tokens: ["<x>", "</s>"] }, "<x></s>", [10, 2]],
+    ["extra_special_tokens, a list", { extra_special_tokens: ["<x>"] }, "a<x>", [3, 10]],
+    ["extra_special_tokens by name", { extra_special_tokens: { image_token: "<x>" } }, "a<x>", [3, 10]],
+  ])("adds special tokens that only have a name: %s", async (_what, config, text, ids) => {
+    await write("tokenizer.json", tokenizerJson());
+    await write("tokenizer_config.json", config);
+    const tokenizer = await loadTokenizer(dir);
+    expect([...tokenizer.encode(text, { addSpecialTokens: false })]).toEqual(ids);
+    expect(tokenizer.specialTokens.map((token) => token.id)).toContain(Math.max(...ids));
+  });
+
+  it("counts a token as special when it is the named end of a text", async () => {
+    const added = [special(1, "<s>"), { id: 10, content: "<|im_end|>", special: false }];
+    await write("tokenizer.json", tokenizerJson({ added_tokens: added }));
+    await write("tokenizer_config.json", { eos_token: "<|im_end|>" });
+    expect((await loadTokenizer(dir)).specialTokens).toContainEqual({ id: 10, content: "<|im_end|>" });
   });
 
   it("sorts special tokens by id and leaves out added tokens that are not special", async () => {
