@@ -22,6 +22,7 @@ const KIND_OF_AREA = {
   device: "environment",
   memory: "environment",
   file: "environment",
+  hub: "environment",
   kernel: "internal",
 } as const satisfies Record<string, ErrorKind>;
 

@@ -5,10 +5,19 @@
  * use it. `computeFeatures` or `openFeatures` give what `trainAnchored` and `trainScorer` train on; `saveScorer` and `loadScorer` keep a
  * scorer, `createScorer` scores with it, `rank` takes it as an option. What is disposable frees GPU memory when it is disposed.
  */
+
 export { type AdapterChoice, type AdapterTrial, openAdapter } from "./engine/adapter.ts";
 export { type Batch, type PackedSequence, packBatches, type SequenceGroup } from "./engine/batch.ts";
 export { type BenchRow, benchDepth, benchRank } from "./engine/bench.ts";
+export {
+  type BlockSpec,
+  type DecoderConfig,
+  type ModelSpec,
+  WEIGHT_FORMS,
+  type WeightForm,
+} from "./engine/decoder.ts";
 export type { Device, DeviceInfo, DeviceLimits } from "./engine/device.ts";
+export { SUPPORTED_MODEL_TYPES } from "./engine/family.ts";
 export { fingerprint } from "./engine/fingerprint.ts";
 export {
   type HiddenStatesOptions,
@@ -21,9 +30,11 @@ export { resolveLayer, resolveLayers } from "./engine/layers.ts";
 export type { LoadedModel } from "./engine/model.ts";
 export { createEngine, type Engine } from "./engine/model.ts";
 export { type ModelFiles, openModelFiles } from "./engine/model-files.ts";
+export type { RunRequest } from "./engine/plan.ts";
 export { planRun, type RunOutput, type RunPlan, type RunPooling } from "./engine/plan.ts";
+export { type QuantiseRow, quantiseReport } from "./engine/quantise-report.ts";
 export { randomWeights } from "./engine/random-weights.ts";
-export { type Cosines, createRunner, type Runner, type RunnerOptions, type SequencePair } from "./engine/runner.ts";
+export { type Cosines, createRunner, type Runner, type SequencePair } from "./engine/runner.ts";
 export { type CheckResult, selfCheck } from "./engine/self-check.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";
 export { LOSSES, type LossName } from "./kernels/list-loss.ts";
@@ -85,9 +96,11 @@ export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";
 export { trainScorer } from "./scorer/train.ts";
 export { type AnchoredOptions, type AnchoredResult, trainAnchored } from "./scorer/train-anchors.ts";
 export type { TrainOptions, TrainPlan, TrainResult, TrainRun } from "./scorer/train-options.ts";
-export { type Checkpoint, openCheckpoint } from "./weights/checkpoint.ts";
-export { type DecoderConfig, readModelConfig } from "./weights/config.ts";
+export { type Checkpoint, openCheckpoint, type RemoteFiles } from "./weights/checkpoint.ts";
 export { decodeFloats, encodeFloats } from "./weights/floats.ts";
+export { type HubModel, type HubOptions, type HubProgress, openHubModel } from "./weights/hub.ts";
+export { type HubName, parseHubName } from "./weights/hub-name.ts";
+export { type HubSettings, hubSettings } from "./weights/hub-settings.ts";
 export { openSafetensors, type SafetensorsFile } from "./weights/safetensors.ts";
 export {
   createSafetensorsWriter,

@@ -1,4 +1,5 @@
 /** `stratum bench`: timed runs, interleaved, medians. */
+
 import { cpus } from "node:os";
 import type { Command } from "commander";
 import {
@@ -10,6 +11,7 @@ import {
   sharedRows,
   unsharedRows,
 } from "../engine/bench.ts";
+import { lengthLimit, type WeightForm } from "../engine/decoder.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
@@ -18,8 +20,10 @@ import {
   addCommonOptions,
   type CommonOptions,
   loadPlanned,
+  MODEL_HELP,
   modelDirectory,
   positiveInteger,
+  weightsOption,
   withEngine,
   withModelFiles,
 } from "./common.ts";
@@ -27,6 +31,7 @@ import { formatTable } from "./format.ts";
 import { EXIT, note, startProgress, writeStdout } from "./terminal.ts";
 
 interface BenchFlags extends CommonOptions {
+  readonly weights?: WeightForm;
   readonly model?: string;
   readonly layer: string;
   readonly prompt: number;
@@ -66,7 +71,8 @@ export function benchCommand(program: Command): void {
     const command = bench
       .command(name)
       .description(description)
-      .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
+      .option("-m, --model <name>", MODEL_HELP)
+      .addOption(weightsOption())
       .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", layer)
       .option("--prompt <n>", "tokens of the prompt", positiveInteger, 256)
       .option("--candidates <n>", "candidates of the list", positiveInteger, 8)
@@ -124,59 +130,63 @@ async function runBench(
   judge: (rows: readonly BenchRow[], layer: number) => Verdict,
   held: Held,
 ): Promise<number> {
-  return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const { config } = files.spec;
-    const layer = resolveLayer(flags.layer, config.layers);
-    const { prompt, candidates, tokens, runs, seed } = flags;
-    const sizes = { prompt, candidates, tokens };
-    if (layer === 0)
-      throw new StratumError("usage/bench", "layer 0 is the embeddings: nothing runs", "give --layer at least 1");
-    if (prompt + tokens > config.maxPositions) {
-      throw new StratumError(
-        "usage/bench",
-        `${prompt} + ${tokens} tokens; the model has ${config.maxPositions} positions`,
-        "lower --prompt or --tokens",
-      );
-    }
-    return withEngine(flags, async (engine) => {
-      const model = await loadPlanned(
-        engine,
-        files,
-        { layers: [layer], output: "scores", batchTokens: held.budget(sizes) },
-        { workspaces: held.workspaces(layer) },
-      );
-      const progress = startProgress(runs + 1, "rounds");
-      let rows: BenchRow[];
-      try {
-        rows = await run(model, layer, { ...sizes, runs, seed, onRound: () => progress.add(1, 0) });
-      } finally {
-        progress.stop();
-      }
-      const verdict = judge(rows, layer);
-      const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
-      if (flags.json) {
-        await writeStdout(
-          `${JSON.stringify({ adapter: engine.device.info.name, machine, node: process.version, model: files.directory, rows, ...verdict.figures })}\n`,
-        );
-      } else {
-        note("");
-        const table = formatTable(
-          ["", "shape", "rows", "median ms", "iqr ms", "runs"],
-          rows.map((row) => [
-            row.name,
-            row.shape,
-            String(row.rows),
-            row.median_ms.toFixed(1),
-            row.iqr_ms.toFixed(1),
-            String(row.runs),
-          ]),
-          [2, 3, 4, 5],
-        );
-        await writeStdout(
-          `${table}\n\n${verdict.text}\non ${engine.device.info.name}, ${machine}, Node ${process.version}\n`,
+  return withModelFiles(
+    modelDirectory(flags.model),
+    async (files) => {
+      const { config } = files.spec;
+      const layer = resolveLayer(flags.layer, config.layers);
+      const { prompt, candidates, tokens, runs, seed } = flags;
+      const sizes = { prompt, candidates, tokens };
+      if (layer === 0)
+        throw new StratumError("usage/bench", "layer 0 is the embeddings: nothing runs", "give --layer at least 1");
+      if (prompt + tokens > config.maxPositions) {
+        throw new StratumError(
+          "usage/bench",
+          `${prompt} + ${tokens} tokens; ${lengthLimit(config)}`,
+          "lower --prompt or --tokens",
         );
       }
-      return EXIT.ok;
-    });
-  });
+      return withEngine(flags, async (engine) => {
+        const model = await loadPlanned(
+          engine,
+          files,
+          { layers: [layer], output: "scores", batchTokens: held.budget(sizes) },
+          { workspaces: held.workspaces(layer) },
+        );
+        const progress = startProgress(runs + 1, "rounds");
+        let rows: BenchRow[];
+        try {
+          rows = await run(model, layer, { ...sizes, runs, seed, onRound: () => progress.add(1, 0) });
+        } finally {
+          progress.stop();
+        }
+        const verdict = judge(rows, layer);
+        const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
+        if (flags.json) {
+          await writeStdout(
+            `${JSON.stringify({ adapter: engine.device.info.name, machine, node: process.version, model: files.name, rows, ...verdict.figures })}\n`,
+          );
+        } else {
+          note("");
+          const table = formatTable(
+            ["", "shape", "rows", "median ms", "iqr ms", "runs"],
+            rows.map((row) => [
+              row.name,
+              row.shape,
+              String(row.rows),
+              row.median_ms.toFixed(1),
+              row.iqr_ms.toFixed(1),
+              String(row.runs),
+            ]),
+            [2, 3, 4, 5],
+          );
+          await writeStdout(
+            `${table}\n\n${verdict.text}\non ${engine.device.info.name}, ${machine}, Node ${process.version}\n`,
+          );
+        }
+        return EXIT.ok;
+      });
+    },
+    flags,
+  );
 }

@@ -4,18 +4,22 @@ import { stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Command, InvalidArgumentError, Option } from "commander";
+import { WEIGHT_FORMS, type WeightForm } from "../engine/decoder.ts";
+import { otherTensors } from "../engine/family.ts";
 import { type LoadModelOptions, loadModel, type Model } from "../engine/hidden-states.ts";
 import { createEngine, type Engine } from "../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun, type RunPlan, type RunRequest } from "../engine/plan.ts";
 import { messageOf, StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
+import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
-import { note, setQuiet } from "./terminal.ts";
+import { note, setQuiet, stopping } from "./terminal.ts";
 
 export interface CommonOptions {
   readonly adapter?: string;
   readonly quiet?: boolean;
+  readonly verbose?: boolean;
   readonly json?: boolean;
 }
 
@@ -29,6 +33,7 @@ export function addCommonOptions(command: Command, jsonHelp: string): Command {
     )
     .option("--json", jsonHelp)
     .option("-q, --quiet", "nothing but errors on stderr")
+    .option("-v, --verbose", "also say which tensors of a checkpoint are ignored")
     .hook("preAction", (_, action) => setQuiet(Boolean((action.opts() as CommonOptions).quiet)));
 }
 
@@ -41,12 +46,17 @@ export interface RunFlags extends CommonOptions {
   readonly date?: string;
   readonly batchTokens?: number;
   readonly sharePrefix: boolean;
+  readonly weights?: WeightForm;
 }
+
+/** Of `--model`, wherever it is an option. */
+export const MODEL_HELP =
+  "Hugging Face model: a folder, or org/name[@revision] of the hub (default: the embedded demo model)";
 
 /** Adds the options of {@link RunFlags}. */
 export function addRunOptions(command: Command, jsonHelp: string): Command {
   command
-    .option("-m, --model <dir>", "Hugging Face model directory (default: the embedded demo model)")
+    .option("-m, --model <name>", MODEL_HELP)
     .option("--system <text>", "a system message before each list's own")
     .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
     .addOption(
@@ -63,8 +73,19 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
       `tokens a batch, at most (default: ${DEFAULT_BATCH_TOKENS}, more for a longer list)`,
       positiveInteger,
     )
+    .addOption(weightsOption())
     .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
   return addCommonOptions(command, jsonHelp);
+}
+
+/** How the matrices are held. */
+export function weightsOption(): Option {
+  return new Option(
+    "--weights <form>",
+    "the blocks' matrices on the GPU: as stored, or quantised while they are loaded (8 or 4 bits in groups of 32)",
+  )
+    .choices(WEIGHT_FORMS)
+    .default("stored");
 }
 
 /** A positive whole number. */
@@ -102,7 +123,13 @@ export function demoModel(): string {
   return join(packageFolder(), "weights", "demo");
 }
 
-/** The model's directory; without `--model` the embedded one, said on stderr. */
+/** The model's name for a record: the last part of its path or its name on the hub, and the form of quantised weights. */
+export function recordedName({ name, pinned, spec, directory }: ModelFiles): string {
+  const short = pinned ? name : (directory.split(/[\\/]/).filter(Boolean).at(-1) ?? "model");
+  return spec.form === "stored" ? short : `${short} --weights ${spec.form}`;
+}
+
+/** The model's folder or its name on the hub; without `--model` the embedded one, said on stderr. */
 export function modelDirectory(model: string | undefined): string {
   if (model !== undefined) return model;
   note("no --model: using the embedded demo model, a 3.1M-parameter test object (see weights/demo/README.md)");
@@ -115,10 +142,33 @@ export async function withEngine<T>(options: CommonOptions, use: (engine: Engine
   return await use(engine);
 }
 
-/** Opens a model directory and closes it when `use` ends. */
-export async function withModelFiles<T>(directory: string, use: (files: ModelFiles) => Promise<T>): Promise<T> {
-  await using files = await openModelFiles(directory);
-  return await use(files);
+/** Says which tensors of a checkpoint no decoder reads. */
+function tellOthers(files: ModelFiles): void {
+  const others = otherTensors(files);
+  if (others.length === 0) return;
+  const kinds = new Map<string, number>();
+  for (const name of others) {
+    const kind = name.replaceAll(/\.\d+\./g, ".N.");
+    kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+  }
+  note(`ignored ${others.length} tensors of the checkpoint that are no part of the decoder:`);
+  for (const [kind, count] of kinds) note(`        ${kind}${count > 1 ? ` (${count})` : ""}`);
+}
+
+/** Opens a model, a folder or one of the hub, and closes it when `use` ends. */
+export async function withModelFiles<T>(
+  model: string,
+  use: (files: ModelFiles) => Promise<T>,
+  { weights, verbose }: Pick<RunFlags, "weights" | "verbose"> = {},
+): Promise<T> {
+  const { onProgress, onNote, stop } = showDownload();
+  try {
+    await using files = await openModelFiles(model, { onProgress, onNote, signal: stopping()?.signal, weights });
+    if (verbose) tellOthers(files);
+    return await use(files);
+  } finally {
+    stop();
+  }
 }
 
 /**
@@ -146,7 +196,8 @@ export function planLine(files: ModelFiles, plan: RunPlan, scorerBytes = 0): str
   const all = plan.bytes + scorerBytes;
   const scorer = scorerBytes > 0 ? ` + ${formatBytes(scorerBytes)} for the scorer` : "";
   const { layers, modelType } = files.spec.config;
-  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens${scorer} = ${formatBytes(all)} (${formatCount(all)} bytes)`;
+  const held = files.spec.form === "stored" ? "" : ` in ${files.spec.form}`;
+  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights${held} + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens${scorer} = ${formatBytes(all)} (${formatCount(all)} bytes)`;
 }
 
 /**

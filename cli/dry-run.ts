@@ -3,6 +3,7 @@ import { groupCost, packBatches, type SequenceGroup } from "../engine/batch.ts";
 import { batchFlops, measureRate } from "../engine/cost.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { batchBudget, planRun } from "../engine/plan.ts";
+import { longFrom } from "../engine/rope-table.ts";
 import { createListEncoder, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
 import { encodeLines, type RankOptions } from "../scorer/rank.ts";
@@ -36,17 +37,23 @@ export async function dryRun(
       batchTokens: options.batchTokens,
     });
     const sharePrefix = options.sharePrefix ?? true;
+    const sharing = { sharePrefix, longFrom: longFrom(files.spec.config) };
     const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, rows: 0, batches: 0, flops: 0 };
     let groups: SequenceGroup[] = [];
     const count = () => {
-      for (const batch of packBatches(groups, { budget, sharePrefix })) {
+      for (const batch of packBatches(groups, { budget, ...sharing })) {
         counts.batches++;
         counts.rows += batch.ids.length;
-        counts.flops += batchFlops(files.spec.config, batch, layer, pooling);
+        counts.flops += batchFlops(files.spec, batch, layer, pooling);
       }
       groups = [];
     };
-    for await (const { line, encoded, error } of encodeLines(lines, encoder, { maxBudget }, sharePrefix)) {
+    for await (const { line, encoded, error } of encodeLines(
+      lines,
+      encoder,
+      { maxBudget, packing: sharing },
+      sharePrefix,
+    )) {
       counts.lists++;
       if (error !== null) {
         counts.failed++;
@@ -56,7 +63,7 @@ export async function dryRun(
       if (line.kind === "list") counts.candidates += line.list.candidates.length;
       counts.tokens += encoded.tokens;
       // As in a run: a longer list makes the batches grow.
-      budget = Math.max(budget, Math.min(groupCost(encoded.group, sharePrefix), maxBudget));
+      budget = Math.max(budget, Math.min(groupCost(encoded.group, sharing), maxBudget));
       groups.push(encoded.group);
       if (groups.length === CHUNK) count();
     }

@@ -147,41 +147,45 @@ async function evalLists(
   flags: EvalFlags,
   stop: StopSignal,
 ): Promise<number> {
-  return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const request = await requestOf(scorer, files, flags);
-    const seen = seenInstructions(scorer.training);
-    if (seen === null)
-      note("note    the scorer's record names no instructions: lists that it has seen cannot be told apart");
-    await divideLines(path, seen, flags);
-    const load = async <T>(
-      of: ModelFiles,
-      use: (on: Loaded, fit: Loaded | null) => Promise<T>,
-      report = true,
-    ): Promise<T> =>
-      withFeatures(engine, of, path, { ...request, report }, flags, stop, async (found) => {
-        if (flags.fit === undefined) return use(loadedFrom(found), null);
-        return withFeatures(engine, of, flags.fit, { ...request, report }, flags, stop, (other) =>
-          use(loadedFrom(found), loadedFrom(other)),
-        );
-      });
-    const control: Control = (use) => {
-      note(`control the same pass with random weights, seed ${flags.seed}`);
-      // What is wrong with a line was told when the model's own states were computed.
-      return load(randomWeights(files, flags.seed), use, false);
-    };
-    return load(files, (on, fit) =>
-      measure({
-        engine,
-        scorer,
-        on,
-        fit,
-        seen,
-        control: flags.control ? control : null,
-        model: files.directory,
-        flags,
-      }),
-    );
-  });
+  return withModelFiles(
+    modelDirectory(flags.model),
+    async (files) => {
+      const request = await requestOf(scorer, files, flags);
+      const seen = seenInstructions(scorer.training);
+      if (seen === null)
+        note("note    the scorer's record names no instructions: lists that it has seen cannot be told apart");
+      await divideLines(path, seen, flags);
+      const load = async <T>(
+        of: ModelFiles,
+        use: (on: Loaded, fit: Loaded | null) => Promise<T>,
+        report = true,
+      ): Promise<T> =>
+        withFeatures(engine, of, path, { ...request, report }, flags, stop, async (found) => {
+          if (flags.fit === undefined) return use(loadedFrom(found), null);
+          return withFeatures(engine, of, flags.fit, { ...request, report }, flags, stop, (other) =>
+            use(loadedFrom(found), loadedFrom(other)),
+          );
+        });
+      const control: Control = (use) => {
+        note(`control the same pass with random weights, seed ${flags.seed}`);
+        // What is wrong with a line was told when the model's own states were computed.
+        return load(randomWeights(files, flags.seed), use, false);
+      };
+      return load(files, (on, fit) =>
+        measure({
+          engine,
+          scorer,
+          on,
+          fit,
+          seen,
+          control: flags.control ? control : null,
+          model: files.name,
+          flags,
+        }),
+      );
+    },
+    flags,
+  );
 }
 
 /** What states the scorer takes; checked before any is computed. @throws {StratumError} `scorer/...`, `usage/layer` */
@@ -201,7 +205,7 @@ async function requestOf(scorer: SavedScorer, files: ModelFiles, flags: EvalFlag
   const pooling = flags.pooling ?? scorer.pooling ?? "last";
   checkScorerFits(scorer, {
     fingerprint: identity,
-    name: files.directory,
+    name: files.name,
     dim: hiddenSize,
     layer: asked ?? layer,
     pooling,

@@ -86,110 +86,114 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
   }
   const stop = stopSignal();
   const total = await countLines(path);
-  return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const { config } = files.spec;
-    const layers = resolveLayers(flags.layers, config.layers);
-    const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix } = flags;
-    return withEngine(flags, async (engine) => {
-      const model = await loadPlanned(engine, files, {
-        layers,
-        output: tokens === "last" ? "pooled" : "all",
-        pooling: runPooling(pooling),
-        batchTokens,
-      });
-      using extractor = await createExtractor(model, {
-        layers,
-        tokens,
-        system,
-        truncate,
-        pooling,
-        date,
-        batchTokens,
-        sharePrefix,
-      });
-      const metadata = { model: files.directory, layers: layers.join(","), tokens, pooling, version: packageVersion() };
-      const writer = await createStatesWriter(flags.output, {
-        metadata,
-        layers: layers.length,
-        tokens,
-        d: config.hiddenSize,
-        partBytes: flags.partSize,
-      });
-      let finished = false;
-      try {
-        const index = await openOutput(`${flags.output}.index.jsonl`);
-        const progress = startProgress(total, "lines");
-        const begin = performance.now();
-        const counts = { lines: 0, failed: 0, sequences: 0, tokens: 0 };
-        try {
-          for await (const result of extractor.extract(readSequences(path), { signal: stop.signal })) {
-            counts.lines++;
-            let lineTokens = 0;
-            if (result.kind === "failed") {
-              counts.failed++;
-              progress.aside(() => reportError(result.error));
-              const { code, message, fix } = result.error;
-              await index.write(
-                `${JSON.stringify({ line: result.line, id: result.id, error: { code, message, fix } })}\n`,
-              );
-            } else {
-              for (const sequence of result.sequences) {
-                const i = await writer.add(sequence);
-                lineTokens += sequence.ids.length;
-                const notes = Object.keys(result.notes).length > 0 ? { notes: result.notes } : {};
-                const role = result.source === "list" ? { candidate: sequence.candidate } : {};
-                await index.write(
-                  `${JSON.stringify({ sequence: i, line: result.line, id: result.id, ...role, tokens: sequence.ids.length, ...notes })}\n`,
-                );
-                counts.sequences++;
-              }
-            }
-            counts.tokens += lineTokens;
-            progress.add(1, lineTokens);
-          }
-        } catch (thrown) {
-          progress.stop();
-          await index.discard().catch(() => undefined);
-          throw thrown;
-        }
-        progress.stop();
-        const stopped = stop.exitCode();
-        let written: readonly string[];
-        if (stopped === undefined) {
-          if (counts.lines === 0) throw emptyFileError(path === "-" ? "stdin" : path);
-          written = [...(await writer.finish()), `${flags.output}.index.jsonl`];
-          finished = true;
-          await index.finish();
-        } else {
-          written = await writer.leave();
-          finished = true;
-          if (written.length > 0) warn(`unfinished: what was done lies in ${written.join(", ")}`);
-          await index.leave();
-        }
-        const seconds = (performance.now() - begin) / 1000;
-        const summary = {
-          ...counts,
-          seconds: Number(seconds.toFixed(3)),
-          model: files.directory,
+  return withModelFiles(
+    modelDirectory(flags.model),
+    async (files) => {
+      const { config } = files.spec;
+      const layers = resolveLayers(flags.layers, config.layers);
+      const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix } = flags;
+      return withEngine(flags, async (engine) => {
+        const model = await loadPlanned(engine, files, {
           layers,
-          adapter: engine.device.info.name,
-          gpu_bytes: extractor.runner.bytes,
-          gpu_live_bytes: engine.device.liveBytes,
-          read_bytes: files.checkpoint.log.bytes,
-          written,
-          stopped: stopped !== undefined,
-        };
-        if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
-        else {
-          note(
-            `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.sequences)} sequences, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)}${counts.failed > 0 ? `; ${counts.failed} lines failed` : ""}`,
-          );
-          if (stopped === undefined) for (const file of written) note(`wrote   ${file}`);
+          output: tokens === "last" ? "pooled" : "all",
+          pooling: runPooling(pooling),
+          batchTokens,
+        });
+        using extractor = await createExtractor(model, {
+          layers,
+          tokens,
+          system,
+          truncate,
+          pooling,
+          date,
+          batchTokens,
+          sharePrefix,
+        });
+        const metadata = { model: files.name, layers: layers.join(","), tokens, pooling, version: packageVersion() };
+        const writer = await createStatesWriter(flags.output, {
+          metadata,
+          layers: layers.length,
+          tokens,
+          d: config.hiddenSize,
+          partBytes: flags.partSize,
+        });
+        let finished = false;
+        try {
+          const index = await openOutput(`${flags.output}.index.jsonl`);
+          const progress = startProgress(total, "lines");
+          const begin = performance.now();
+          const counts = { lines: 0, failed: 0, sequences: 0, tokens: 0 };
+          try {
+            for await (const result of extractor.extract(readSequences(path), { signal: stop.signal })) {
+              counts.lines++;
+              let lineTokens = 0;
+              if (result.kind === "failed") {
+                counts.failed++;
+                progress.aside(() => reportError(result.error));
+                const { code, message, fix } = result.error;
+                await index.write(
+                  `${JSON.stringify({ line: result.line, id: result.id, error: { code, message, fix } })}\n`,
+                );
+              } else {
+                for (const sequence of result.sequences) {
+                  const i = await writer.add(sequence);
+                  lineTokens += sequence.ids.length;
+                  const notes = Object.keys(result.notes).length > 0 ? { notes: result.notes } : {};
+                  const role = result.source === "list" ? { candidate: sequence.candidate } : {};
+                  await index.write(
+                    `${JSON.stringify({ sequence: i, line: result.line, id: result.id, ...role, tokens: sequence.ids.length, ...notes })}\n`,
+                  );
+                  counts.sequences++;
+                }
+              }
+              counts.tokens += lineTokens;
+              progress.add(1, lineTokens);
+            }
+          } catch (thrown) {
+            progress.stop();
+            await index.discard().catch(() => undefined);
+            throw thrown;
+          }
+          progress.stop();
+          const stopped = stop.exitCode();
+          let written: readonly string[];
+          if (stopped === undefined) {
+            if (counts.lines === 0) throw emptyFileError(path === "-" ? "stdin" : path);
+            written = [...(await writer.finish()), `${flags.output}.index.jsonl`];
+            finished = true;
+            await index.finish();
+          } else {
+            written = await writer.leave();
+            finished = true;
+            if (written.length > 0) warn(`unfinished: what was done lies in ${written.join(", ")}`);
+            await index.leave();
+          }
+          const seconds = (performance.now() - begin) / 1000;
+          const summary = {
+            ...counts,
+            seconds: Number(seconds.toFixed(3)),
+            model: files.name,
+            layers,
+            adapter: engine.device.info.name,
+            gpu_bytes: extractor.runner.bytes,
+            gpu_live_bytes: engine.device.liveBytes,
+            read_bytes: files.checkpoint.log.bytes,
+            written,
+            stopped: stopped !== undefined,
+          };
+          if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
+          else {
+            note(
+              `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.sequences)} sequences, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)}${counts.failed > 0 ? `; ${counts.failed} lines failed` : ""}`,
+            );
+            if (stopped === undefined) for (const file of written) note(`wrote   ${file}`);
+          }
+          return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
+        } finally {
+          if (!finished) await writer.abort();
         }
-        return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
-      } finally {
-        if (!finished) await writer.abort();
-      }
-    });
-  });
+      });
+    },
+    flags,
+  );
 }

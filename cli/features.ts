@@ -65,6 +65,7 @@ export async function withFeatures<T>(
     const found = await cachedFeatures({
       ...{ layers, pooling, system, date, truncate, batchTokens, sharePrefix, signal: stop.signal, folder },
       ...{ directory: files.directory, fingerprint: identity, adapter: engine.device.info.name },
+      ...(files.pinned ? { commit: files.name } : {}),
       version: packageVersion(),
       async *lines() {
         for await (const line of readLists(path)) {

@@ -1,23 +1,35 @@
 /** `stratum inspect`: what a model is, and what a run to a layer would read and hold. No GPU is touched. */
 import type { Command } from "commander";
+import { type BlockSpec, type ModelSpec, tensorsTo, type WeightForm } from "../engine/decoder.ts";
 import type { DeviceLimits } from "../engine/device.ts";
-import { blockTensors } from "../engine/family.ts";
 import { resolveLayers } from "../engine/layers.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun } from "../engine/plan.ts";
-import { addCommonOptions, type CommonOptions, modelDirectory, positiveInteger, withModelFiles } from "./common.ts";
+import {
+  addCommonOptions,
+  type CommonOptions,
+  MODEL_HELP,
+  modelDirectory,
+  positiveInteger,
+  weightsOption,
+  withModelFiles,
+} from "./common.ts";
 import { formatBytes, formatCount, formatFields, formatTable } from "./format.ts";
+import { runQuantiseReport } from "./quantise-report.ts";
 import { writeStdout } from "./terminal.ts";
 
 interface InspectFlags extends CommonOptions {
   readonly layers: string;
   readonly batchTokens?: number;
+  readonly weights?: WeightForm;
+  readonly quantiseReport?: boolean;
 }
 
 const EXAMPLES = `
 Examples:
   $ stratum inspect path/to/model
-  $ stratum inspect path/to/model --layers 25%,50%,100% --json`;
+  $ stratum inspect path/to/model --layers 25%,50%,100% --json
+  $ stratum inspect path/to/model --layers 8 --quantise-report`;
 
 /** The plan of an adapter without limits: what a tensor is split into changes no sum. */
 const NO_LIMITS = Object.fromEntries(
@@ -29,12 +41,18 @@ export function inspectCommand(program: Command): void {
   const command = program
     .command("inspect")
     .description("say what a model is, and what a run to layer k would read and hold")
-    .argument("[model]", "Hugging Face model directory (default: the embedded demo model)")
+    .argument("[model]", MODEL_HELP)
     .option("-l, --layers <list>", "the layers k to plan: all, or numbers and percentages separated by commas", "all")
     .option("--batch-tokens <n>", `tokens a batch (default: ${DEFAULT_BATCH_TOKENS})`, positiveInteger)
+    .addOption(weightsOption())
+    .option("--quantise-report", "run the model with stored, int8 and int4 weights, and print the error of the states")
     .addHelpText("after", EXAMPLES);
   addCommonOptions(command, "JSON on stdout").action(async (model: string | undefined, flags: InspectFlags) => {
-    await withModelFiles(modelDirectory(model), (files) => runInspect(files, flags));
+    await withModelFiles(
+      modelDirectory(model),
+      (files) => (flags.quantiseReport ? runQuantiseReport : runInspect)(files, flags),
+      flags,
+    );
   });
 }
 
@@ -45,7 +63,7 @@ async function storedTypes(
 ): Promise<Record<string, { tensors: number; parameters: number; bytes: number }>> {
   const types: Record<string, { tensors: number; parameters: number; bytes: number }> = {};
   const { spec, checkpoint } = files;
-  for (const name of [spec.embedding, ...spec.blocks.slice(0, depth).flatMap(blockTensors)]) {
+  for (const name of tensorsTo(spec, depth)) {
     const { dtype, shape, byteLength } = await checkpoint.info(name);
     types[dtype] ??= { tensors: 0, parameters: 0, bytes: 0 };
     types[dtype].tensors++;
@@ -53,6 +71,30 @@ async function storedTypes(
     types[dtype].bytes += byteLength;
   }
   return types;
+}
+
+/** Windows of the attention: the same in all blocks, or of how many. */
+function describeWindows(blocks: readonly BlockSpec[]): string {
+  const windows = blocks.flatMap(({ window }) => (window === null ? [] : [window]));
+  const [first] = windows;
+  if (first === undefined) return "";
+  return windows.length === blocks.length
+    ? `, window ${first}`
+    : `, window ${first} in ${windows.length} of ${blocks.length} blocks`;
+}
+
+/** How positions come in. */
+function describeRopes({ config, blocks, positions }: ModelSpec): string {
+  if (positions !== null) return "learned";
+  const without = blocks.filter(({ rope }) => rope === null).length;
+  const ropes = config.ropes.map((rope) => {
+    const scaling =
+      rope.type === "default" ? "" : `, ${rope.type}${"factor" in rope ? ` scaling by ${rope.factor}` : ""}`;
+    const share = rope.dims === config.headDim ? "" : `, ${rope.dims} of ${config.headDim} elements of a head`;
+    return `rope theta ${rope.theta}${scaling}${share}`;
+  });
+  const bare = without === 0 ? "" : `; none in ${without} of ${blocks.length} blocks`;
+  return `${[...new Set(ropes)].join("; ")}${bare}`;
 }
 
 async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void> {
@@ -83,7 +125,7 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
   const parameters = Object.values(types).reduce((sum, type) => sum + type.parameters, 0);
   if (flags.json) {
     const record = {
-      model: files.directory,
+      model: files.name,
       config,
       parameters,
       types,
@@ -102,17 +144,15 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
     await writeStdout(`${JSON.stringify(record, null, 2)}\n`);
     return;
   }
-  const { rope } = config;
-  const scaling = rope.type === "default" ? "" : `, ${rope.type} scaling by ${rope.factor}`;
   const fields: [string, string][] = [
-    ["model", files.directory],
+    ["model", files.name],
     ["family", config.modelType],
     ["blocks", `${config.layers}, hidden ${config.hiddenSize}, ffn ${config.ffn}`],
     [
       "attention",
-      `${config.heads} heads of ${config.headDim}, ${config.kvHeads} for keys and values${config.slidingWindow === null ? "" : `, window ${config.slidingWindow}`}`,
+      `${config.heads} heads of ${config.headDim}, ${config.kvHeads} for keys and values${describeWindows(files.spec.blocks)}`,
     ],
-    ["positions", `${formatCount(config.maxPositions)}, rope theta ${rope.theta}${scaling}`],
+    ["positions", `${formatCount(config.maxPositions)}, ${describeRopes(files.spec)}`],
     [
       "vocabulary",
       `${formatCount(config.vocab)}, embeddings in ${files.spec.embedding}${config.tiedEmbeddings ? " (tied)" : ""}`,

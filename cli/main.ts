@@ -10,7 +10,7 @@ import { extractCommand } from "./extract.ts";
 import { inspectCommand } from "./inspect.ts";
 import { rankCommand } from "./rank.ts";
 import { sweepCommand } from "./sweep.ts";
-import { EXIT, exitCodeOf, reportError } from "./terminal.ts";
+import { EXIT, exitCodeOf, reportError, stopping, warn } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
 
 const program = new Command("stratum")
@@ -44,7 +44,10 @@ try {
   await program.parseAsync();
 } catch (thrown) {
   if (thrown instanceof CommanderError) process.exitCode = thrown.exitCode === 0 ? EXIT.ok : EXIT.usage;
-  else {
+  else if (stopping()?.signal.aborted && thrown === stopping()?.signal.reason) {
+    warn("stopped; what was downloaded is kept");
+    process.exitCode = stopping()?.exitCode() ?? EXIT.interrupted;
+  } else {
     reportError(thrown);
     process.exitCode = exitCodeOf(thrown);
   }

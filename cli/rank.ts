@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
-import { sumBytes } from "../engine/plan.ts";
+import { sumBytes } from "../engine/planned-buffer.ts";
 import { StratumError } from "../errors.ts";
 import { type Pooling, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
@@ -124,111 +124,115 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
   const scorer = flags.scorer === "cosine" ? undefined : await loadScorer(flags.scorer);
   const stop = stopSignal();
   const source = await listSource(path, flags);
-  return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const { layers, hiddenSize } = files.spec.config;
-    // Fewer layers than the scorer's: another model, which the check below names.
-    const own = scorer?.layer ?? null;
-    const layer =
-      flags.layer === undefined && own !== null && own <= layers ? own : resolveLayer(flags.layer ?? "25%", layers);
-    const pooling = flags.pooling ?? scorer?.pooling ?? "last";
-    const system = flags.system ?? scorer?.system ?? undefined;
-    if (scorer !== undefined) {
-      const identity = await fingerprint(files, layer);
-      checkScorerFits(scorer, {
-        fingerprint: identity,
-        name: files.directory,
-        dim: hiddenSize,
-        layer,
-        pooling,
-        system,
-      });
-      if (scorer.base === null)
-        note(`note    ${flags.scorer} does not say which model and layer it was trained on: layer ${layer} is taken`);
-    }
-    const { date, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
-    const options: RankOptions = {
-      layer,
-      scorer,
-      system,
-      date,
-      pooling,
-      truncate,
-      topN,
-      returnDocuments,
-      batchTokens,
-      sharePrefix,
-    };
-    if ((await files.template()) === null)
-      note("note    this model has no chat template: prompts are plain concatenation (marked in each ranking)");
-    if (flags.dryRun) return dryRun(files, source.lines, source.name, options, flags, stop);
-
-    const output = await openOutput(flags.output);
-    let finished = false;
-    try {
-      const code = await withEngine(flags, async (engine) => {
-        const request = { layers: [layer], output: "scores", pooling: runPooling(pooling), batchTokens } as const;
-        const scorerBytes = scorer === undefined ? 0 : sumBytes(planScorer(scorer.spec));
-        const model = await loadPlanned(engine, files, request, { scorerBytes });
-        using ranker = await createRanker(model, options);
-        const { runner } = ranker;
-        const planned = ranker.bytes;
-        note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
-        const progress = startProgress(source.total, "lists");
-        const begin = performance.now();
-        const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0 };
-        try {
-          for await (const result of ranker.rank(source.lines, { signal: stop.signal })) {
-            await output.write(toJsonLine(result.record));
-            counts.lists++;
-            if (result.kind === "failed") {
-              counts.failed++;
-              progress.aside(() => reportError(result.error));
-            } else {
-              counts.candidates += result.list.candidates.length;
-              counts.tokens += result.tokens;
-            }
-            progress.add(1, result.kind === "ranked" ? result.tokens : 0);
-          }
-        } finally {
-          progress.stop();
-        }
-        if (ranker.bytes > planned) {
-          note(
-            `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }, ranker.bytes - runner.bytes).slice(8)}`,
-          );
-        }
-        const stopped = stop.exitCode();
-        if (counts.lists === 0 && stopped === undefined) throw emptyFileError(source.name);
-        const seconds = (performance.now() - begin) / 1000;
-        const summary = {
-          ...counts,
-          seconds: Number(seconds.toFixed(3)),
-          tokens_per_second: Math.round(counts.tokens / seconds),
-          model: files.directory,
+  return withModelFiles(
+    modelDirectory(flags.model),
+    async (files) => {
+      const { layers, hiddenSize } = files.spec.config;
+      // Fewer layers than the scorer's: another model, which the check below names.
+      const own = scorer?.layer ?? null;
+      const layer =
+        flags.layer === undefined && own !== null && own <= layers ? own : resolveLayer(flags.layer ?? "25%", layers);
+      const pooling = flags.pooling ?? scorer?.pooling ?? "last";
+      const system = flags.system ?? scorer?.system ?? undefined;
+      if (scorer !== undefined) {
+        const identity = await fingerprint(files, layer);
+        checkScorerFits(scorer, {
+          fingerprint: identity,
+          name: files.name,
+          dim: hiddenSize,
           layer,
-          scorer: flags.scorer,
-          adapter: engine.device.info.name,
-          gpu_bytes: ranker.bytes,
-          gpu_live_bytes: engine.device.liveBytes,
-          read_bytes: files.checkpoint.log.bytes,
-          output: flags.output ?? null,
-          stopped: stopped !== undefined,
-        };
-        if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
-        else {
-          note(
-            `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${formatCount(Math.round(counts.tokens / seconds))} tokens/s)${counts.failed > 0 ? `; ${counts.failed} failed` : ""}`,
-          );
-        }
-        return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
-      });
-      if (stop.exitCode() === undefined) {
-        await output.finish();
-        finished = true;
+          pooling,
+          system,
+        });
+        if (scorer.base === null)
+          note(`note    ${flags.scorer} does not say which model and layer it was trained on: layer ${layer} is taken`);
       }
-      return code;
-    } finally {
-      if (!finished) await output.leave();
-    }
-  });
+      const { date, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
+      const options: RankOptions = {
+        layer,
+        scorer,
+        system,
+        date,
+        pooling,
+        truncate,
+        topN,
+        returnDocuments,
+        batchTokens,
+        sharePrefix,
+      };
+      if ((await files.template()) === null)
+        note("note    this model has no chat template: prompts are plain concatenation (marked in each ranking)");
+      if (flags.dryRun) return dryRun(files, source.lines, source.name, options, flags, stop);
+
+      const output = await openOutput(flags.output);
+      let finished = false;
+      try {
+        const code = await withEngine(flags, async (engine) => {
+          const request = { layers: [layer], output: "scores", pooling: runPooling(pooling), batchTokens } as const;
+          const scorerBytes = scorer === undefined ? 0 : sumBytes(planScorer(scorer.spec));
+          const model = await loadPlanned(engine, files, request, { scorerBytes });
+          using ranker = await createRanker(model, options);
+          const { runner } = ranker;
+          const planned = ranker.bytes;
+          note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
+          const progress = startProgress(source.total, "lists");
+          const begin = performance.now();
+          const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0 };
+          try {
+            for await (const result of ranker.rank(source.lines, { signal: stop.signal })) {
+              await output.write(toJsonLine(result.record));
+              counts.lists++;
+              if (result.kind === "failed") {
+                counts.failed++;
+                progress.aside(() => reportError(result.error));
+              } else {
+                counts.candidates += result.list.candidates.length;
+                counts.tokens += result.tokens;
+              }
+              progress.add(1, result.kind === "ranked" ? result.tokens : 0);
+            }
+          } finally {
+            progress.stop();
+          }
+          if (ranker.bytes > planned) {
+            note(
+              `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }, ranker.bytes - runner.bytes).slice(8)}`,
+            );
+          }
+          const stopped = stop.exitCode();
+          if (counts.lists === 0 && stopped === undefined) throw emptyFileError(source.name);
+          const seconds = (performance.now() - begin) / 1000;
+          const summary = {
+            ...counts,
+            seconds: Number(seconds.toFixed(3)),
+            tokens_per_second: Math.round(counts.tokens / seconds),
+            model: files.name,
+            layer,
+            scorer: flags.scorer,
+            adapter: engine.device.info.name,
+            gpu_bytes: ranker.bytes,
+            gpu_live_bytes: engine.device.liveBytes,
+            read_bytes: files.checkpoint.log.bytes,
+            output: flags.output ?? null,
+            stopped: stopped !== undefined,
+          };
+          if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
+          else {
+            note(
+              `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${formatCount(Math.round(counts.tokens / seconds))} tokens/s)${counts.failed > 0 ? `; ${counts.failed} failed` : ""}`,
+            );
+          }
+          return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
+        });
+        if (stop.exitCode() === undefined) {
+          await output.finish();
+          finished = true;
+        }
+        return code;
+      } finally {
+        if (!finished) await output.leave();
+      }
+    },
+    flags,
+  );
 }

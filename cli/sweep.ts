@@ -84,40 +84,47 @@ async function withStates<T>(
 
 async function runSweep(path: string, flags: SweepFlags): Promise<number> {
   const stop = stopSignal();
-  return withModelFiles(modelDirectory(flags.model), async (files) => {
-    const layers = resolveLayers(flags.layers, files.spec.config.layers);
-    return withEngine(flags, (engine) =>
-      withStates(engine, files, path, layers, flags, stop, async ({ lists, layers: found, leftOut }, control) => {
-        const keys = lists.map(instructionKey);
-        const seeds = Array.from({ length: flags.seeds }, (_, seed) => seed);
-        const scorers = Object.fromEntries(
-          flags.preset.map((name) => [`scorer (${name})`, trainOptionsOf(PRESETS[name], files.spec.config.hiddenSize)]),
-        );
-        const progress = startProgress(seeds.length * (found.length + 1), "cells");
-        const cells: SweepCell[] = [];
-        try {
-          const rows = found.map(({ layer, source }, i) => ({ layer, source, control: control?.[i] }));
-          const options = { seeds, test: flags.test, scorers, signal: stop.signal, onCell: () => progress.add(1, 0) };
-          for await (const cell of sweep(
-            engine,
-            rows,
-            lists.map(({ candidates }) => ({ candidates })),
-            keys,
-            options,
-          ))
-            cells.push(cell);
-        } finally {
-          progress.stop();
-        }
-        const stopped = stop.exitCode();
-        if (stopped !== undefined) return stopped;
-        if (cells.length === 0)
-          throw new StratumError("list/no-contrast", "no list can be measured", "give labelled lists");
-        await print(cells, keys, layers, flags);
-        return leftOut.length > 0 ? EXIT.someFailed : EXIT.ok;
-      }),
-    );
-  });
+  return withModelFiles(
+    modelDirectory(flags.model),
+    async (files) => {
+      const layers = resolveLayers(flags.layers, files.spec.config.layers);
+      return withEngine(flags, (engine) =>
+        withStates(engine, files, path, layers, flags, stop, async ({ lists, layers: found, leftOut }, control) => {
+          const keys = lists.map(instructionKey);
+          const seeds = Array.from({ length: flags.seeds }, (_, seed) => seed);
+          const scorers = Object.fromEntries(
+            flags.preset.map((name) => [
+              `scorer (${name})`,
+              trainOptionsOf(PRESETS[name], files.spec.config.hiddenSize),
+            ]),
+          );
+          const progress = startProgress(seeds.length * (found.length + 1), "cells");
+          const cells: SweepCell[] = [];
+          try {
+            const rows = found.map(({ layer, source }, i) => ({ layer, source, control: control?.[i] }));
+            const options = { seeds, test: flags.test, scorers, signal: stop.signal, onCell: () => progress.add(1, 0) };
+            for await (const cell of sweep(
+              engine,
+              rows,
+              lists.map(({ candidates }) => ({ candidates })),
+              keys,
+              options,
+            ))
+              cells.push(cell);
+          } finally {
+            progress.stop();
+          }
+          const stopped = stop.exitCode();
+          if (stopped !== undefined) return stopped;
+          if (cells.length === 0)
+            throw new StratumError("list/no-contrast", "no list can be measured", "give labelled lists");
+          await print(cells, keys, layers, flags);
+          return leftOut.length > 0 ? EXIT.someFailed : EXIT.ok;
+        }),
+      );
+    },
+    flags,
+  );
 }
 
 const percent = (value: number) => (100 * value).toFixed(1);

@@ -15,6 +15,11 @@ export const EXIT = {
 
 let quiet = false;
 
+/** Whether nothing but errors is to reach stderr. */
+export function isQuiet(): boolean {
+  return quiet;
+}
+
 /** With `--quiet` only errors reach stderr. */
 export function setQuiet(value: boolean): void {
   quiet = value;
@@ -115,7 +120,15 @@ export function stopSignal(): StopSignal {
       controller.abort();
     });
   }
-  return { signal: controller.signal, exitCode: () => code };
+  installed = { signal: controller.signal, exitCode: () => code };
+  return installed;
+}
+
+let installed: StopSignal | undefined;
+
+/** What {@link stopSignal} gave this process, if it was called. */
+export function stopping(): StopSignal | undefined {
+  return installed;
 }
 
 export interface TrainProgress {
@@ -165,7 +178,7 @@ export function startTrainProgress(): TrainProgress {
 }
 
 /** Between two lines of progress, where there is no terminal. */
-const LINE_MS = 10_000;
+export const LINE_MS = 10_000;
 
 export interface Progress {
   add(lists: number, tokens: number): void;

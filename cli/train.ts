@@ -34,6 +34,7 @@ import {
   modelDirectory,
   packageVersion,
   positiveInteger,
+  recordedName,
   withEngine,
   withModelFiles,
 } from "./common.ts";
@@ -188,30 +189,34 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
         );
         return await train(engine, source, origin, recipe, flags, stop);
       }
-      return withModelFiles(modelDirectory(flags.model), async (files) => {
-        const layer = resolveLayer(recipe.layer, files.spec.config.layers);
-        const { pooling } = recipe;
-        const { system, cache } = flags;
-        const request = { layers: [layer], pooling, system, cache };
-        return withFeatures(engine, files, path as string, request, flags, stop, async (found) => {
-          const [{ source }] = found.layers;
-          note(
-            `layer   ${layer} of ${files.spec.config.layers}, pooling ${pooling}: ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates`,
-          );
-          const origin: Origin = {
-            base: {
-              name: files.directory.split(/[\\/]/).filter(Boolean).at(-1) ?? "model",
-              fingerprint: await fingerprint(files, layer),
-            },
-            layer,
-            pooling,
-            system: system ?? null,
-            instructions: found.lists.map(instructionKey),
-          };
-          const code = await train(engine, source, origin, recipe, flags, stop);
-          return code === EXIT.ok && found.leftOut.length > 0 ? EXIT.someFailed : code;
-        });
-      });
+      return withModelFiles(
+        modelDirectory(flags.model),
+        async (files) => {
+          const layer = resolveLayer(recipe.layer, files.spec.config.layers);
+          const { pooling } = recipe;
+          const { system, cache } = flags;
+          const request = { layers: [layer], pooling, system, cache };
+          return withFeatures(engine, files, path as string, request, flags, stop, async (found) => {
+            const [{ source }] = found.layers;
+            note(
+              `layer   ${layer} of ${files.spec.config.layers}, pooling ${pooling}: ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates`,
+            );
+            const origin: Origin = {
+              base: {
+                name: recordedName(files),
+                fingerprint: await fingerprint(files, layer),
+              },
+              layer,
+              pooling,
+              system: system ?? null,
+              instructions: found.lists.map(instructionKey),
+            };
+            const code = await train(engine, source, origin, recipe, flags, stop);
+            return code === EXIT.ok && found.leftOut.length > 0 ? EXIT.someFailed : code;
+          });
+        },
+        flags,
+      );
     });
   } catch (thrown) {
     // A folder that nothing came into is of no use.

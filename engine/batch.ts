@@ -4,7 +4,12 @@
  */
 import { StratumError } from "../errors.ts";
 import { commonPrefixLength } from "../weights/prompt.ts";
-import { MIN_SEQUENCE_ROWS } from "./plan.ts";
+
+/**
+ * A sequence counts as at least this many rows of a batch's budget, so that the rows which are read out (one a
+ * sequence) are at most an eighth of the rows.
+ */
+export const MIN_SEQUENCE_ROWS = 8;
 
 /** Sequences that may share their beginning: a list's prompt and candidates. */
 export interface SequenceGroup {
@@ -78,8 +83,17 @@ function sharedPrefix([first, ...others]: readonly Member[]): number {
   return others.reduce((length, { ids }) => Math.min(length, commonPrefixLength(first.ids, ids)), first.ids.length);
 }
 
-function chunkOf(group: number, members: readonly Member[], share: boolean): Chunk {
-  const prefixLength = share && members.length > 1 ? sharedPrefix(members) : 0;
+/** How a group's sequences come into a batch. */
+type Sharing = Required<Pick<PackOptions, "sharePrefix" | "longFrom">>;
+
+function isLong({ ids }: Member, longFrom: number | null): boolean {
+  return longFrom !== null && ids.length > longFrom;
+}
+
+function chunkOf(group: number, members: readonly Member[], { sharePrefix, longFrom }: Sharing): Chunk {
+  // A long sequence is another from its first token on.
+  const alike = members.every((member) => isLong(member, longFrom) === isLong(members[0], longFrom));
+  const prefixLength = sharePrefix && alike && members.length > 1 ? sharedPrefix(members) : 0;
   const own = members.map(({ ids }) => ids.length - prefixLength);
   const rows = own.reduce((sum, length) => sum + length, prefixLength);
   const cost = own.reduce((sum, length) => sum + Math.max(length, MIN_SEQUENCE_ROWS), prefixLength);
@@ -90,7 +104,7 @@ function chunkOf(group: number, members: readonly Member[], share: boolean): Chu
  * Cuts a group into chunks that cost at most `budget` rows; each repeats what its members share. A sequence that costs
  * more is a chunk of its own: the caller decides whether that runs.
  */
-function chunksOf(group: number, sequences: SequenceGroup, budget: number, share: boolean): Chunk[] {
+function chunksOf(group: number, sequences: SequenceGroup, budget: number, share: Sharing): Chunk[] {
   const all = membersOf(sequences);
   const anchor = sequences.anchored ? all.slice(0, 1) : [];
   const whole = chunkOf(group, all, share);
@@ -140,6 +154,8 @@ export interface PackOptions {
   readonly budget: number;
   /** Compute a group's common prefix once; default true. The states are the same either way. */
   readonly sharePrefix?: boolean;
+  /** Tokens beyond which a sequence shares no prefix with a shorter one (`longFrom` of a model); default null: none is. */
+  readonly longFrom?: number | null;
 }
 
 /** @throws {StratumError} `list/empty-sequence`, `usage/pool-from` */
@@ -158,14 +174,17 @@ function checkGroup(group: SequenceGroup, index: number): void {
 }
 
 /** Packs groups into batches, in order. @throws {StratumError} `list/empty-sequence`, `usage/pool-from` */
-export function packBatches(groups: readonly SequenceGroup[], { budget, sharePrefix = true }: PackOptions): Batch[] {
+export function packBatches(
+  groups: readonly SequenceGroup[],
+  { budget, sharePrefix = true, longFrom = null }: PackOptions,
+): Batch[] {
   const batches: Batch[] = [];
   let open: Chunk[] = [];
   let cost = 0;
   for (const [index, group] of groups.entries()) {
     checkGroup(group, index);
     if (group.sequences.length === 0) continue;
-    for (const chunk of chunksOf(index, group, budget, sharePrefix)) {
+    for (const chunk of chunksOf(index, group, budget, { sharePrefix, longFrom })) {
       if (open.length > 0 && cost + chunk.cost > budget) {
         batches.push(pack(open));
         open = [];
@@ -180,6 +199,9 @@ export function packBatches(groups: readonly SequenceGroup[], { budget, sharePre
 }
 
 /** Budget that a group takes alone. */
-export function groupCost(group: SequenceGroup, sharePrefix = true): number {
-  return chunkOf(0, membersOf(group), sharePrefix).cost;
+export function groupCost(
+  group: SequenceGroup,
+  { sharePrefix = true, longFrom = null }: Omit<PackOptions, "budget"> = {},
+): number {
+  return chunkOf(0, membersOf(group), { sharePrefix, longFrom }).cost;
 }

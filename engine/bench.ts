@@ -1,8 +1,7 @@
 /** Timed runs of a model: interleaved, so that a noisy machine disturbs all sides alike; medians and spread. */
 import { seededRandom } from "../kernels/random.ts";
-import { packBatches, type SequenceGroup } from "./batch.ts";
+import { MIN_SEQUENCE_ROWS, packBatches, type SequenceGroup } from "./batch.ts";
 import type { Model } from "./hidden-states.ts";
-import { MIN_SEQUENCE_ROWS } from "./plan.ts";
 import { createRunner, type Runner } from "./runner.ts";
 
 export interface BenchRow {
@@ -50,7 +49,7 @@ async function interleave(
   const rows = sides.map(() => 0);
   for (let round = 0; round <= runs; round++) {
     for (const [s, { runner, sharePrefix }] of sides.entries()) {
-      const batches = packBatches([group], { budget: runner.budget, sharePrefix });
+      const batches = packBatches([group], { ...runner.packing, sharePrefix });
       const begin = performance.now();
       for (const batch of batches) {
         const first = batch.sequences.findIndex(({ index }) => index === 0);

@@ -2,8 +2,8 @@
 
 import { matmul, matmulTile } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
-import type { DecoderConfig } from "../weights/config.ts";
 import { type Batch, rowOf } from "./batch.ts";
+import type { BlockSpec, DecoderConfig, ModelSpec } from "./decoder.ts";
 import type { Engine } from "./model.ts";
 import type { RunPooling } from "./plan.ts";
 import { timeKernel } from "./run-kernel.ts";
@@ -12,20 +12,23 @@ import { timeKernel } from "./run-kernel.ts";
  * Operations (a multiply-add counts two) of a batch down to `layer`, the last block pruned to the rows that are read out:
  * the last tokens'. Means are taken over the whole last block.
  */
-export function batchFlops(config: DecoderConfig, batch: Batch, layer: number, pooling: RunPooling = "last"): number {
-  const { hiddenSize, heads, kvHeads, headDim, ffn, slidingWindow } = config;
-  const keysOf = (row: number) => Math.min(batch.spans[row * 4 + 3] + 1, slidingWindow ?? Number.POSITIVE_INFINITY);
+export function batchFlops(spec: ModelSpec, batch: Batch, layer: number, pooling: RunPooling = "last"): number {
+  const all = Array.from({ length: batch.ids.length }, (_, row) => row);
+  const last = batch.sequences.map((sequence) => rowOf(sequence, sequence.length - 1));
+  return spec.blocks.slice(0, layer).reduce((sum, block, i) => {
+    const past = i === layer - 1 && pooling === "last" ? last : all;
+    return sum + blockFlops(spec.config, block, batch, past);
+  }, 0);
+}
+
+/** Operations of a block whose rows `past` are computed past their keys and values. */
+function blockFlops(config: DecoderConfig, block: BlockSpec, { ids, spans }: Batch, past: readonly number[]): number {
+  const { hiddenSize, heads, kvHeads, headDim, ffn } = config;
+  const keysOf = (row: number) => Math.min(spans[row * 4 + 3] + 1, block.window ?? Number.POSITIVE_INFINITY);
   const keyValue = 2 * hiddenSize * 2 * kvHeads * headDim;
-  const rest = 2 * hiddenSize * (2 * heads * headDim + 3 * ffn);
-  const attended = (keys: number) => 4 * keys * heads * headDim;
-  const rows = batch.ids.length;
-  let keys = 0;
-  for (let row = 0; row < rows; row++) keys += keysOf(row);
-  const lastRows = batch.sequences.map((sequence) => rowOf(sequence, sequence.length - 1));
-  const lastKeys = lastRows.reduce((sum, row) => sum + keysOf(row), 0);
-  const whole = rows * (keyValue + rest) + attended(keys);
-  const pruned = rows * keyValue + lastRows.length * rest + attended(lastKeys);
-  return layer === 0 ? 0 : (layer - 1) * whole + (pooling === "mean" ? whole : pruned);
+  const rest = 2 * hiddenSize * (2 * heads * headDim + (block.gate === null ? 2 : 3) * ffn);
+  const keys = past.reduce((sum, row) => sum + keysOf(row), 0);
+  return ids.length * keyValue + past.length * rest + 4 * keys * heads * headDim;
 }
 
 /** Rows of the calibration's matmul: enough tiles to keep every core busy, few enough to end soon on slow adapters. */

@@ -1,5 +1,5 @@
 /** How much of a batch one dispatch takes: a row's sums are its own, so that the cut changes no bit. */
-import type { DecoderConfig } from "../weights/config.ts";
+import type { DecoderConfig } from "./decoder.ts";
 
 /**
  * Operations that one dispatch costs at most: a driver's watchdog ends what takes seconds, and an integrated GPU does

@@ -4,13 +4,12 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
-import type { DecoderConfig } from "../weights/config.ts";
 import { isSystemError, statRegular, unreadable } from "../weights/json.ts";
-import { blockTensors } from "./family.ts";
+import { type BlockSpec, type DecoderConfig, tensorsTo } from "./decoder.ts";
 import type { ModelFiles } from "./model-files.ts";
 
 /** Changes with what is hashed, so that an old fingerprint never passes for a new one. */
-const FORM = "stratum base model 1";
+const FORM = "stratum base model 2";
 
 /** Entries of a configuration that do not shape the states: deeper blocks, what tensors and tokenizer say themselves. */
 const SHAPELESS: ReadonlySet<string> = new Set<keyof DecoderConfig>([
@@ -45,6 +44,7 @@ export async function fingerprint(files: ModelFiles, depth: number): Promise<str
       `give 0 to ${spec.blocks.length}`,
     );
   }
+  await checkpoint.require(tensorsTo(spec, depth));
   const hash = createHash("sha256");
   // Each part after its name and length: what ends one part cannot begin the next.
   const add = (name: string, part: string | Uint8Array | null) => {
@@ -52,10 +52,12 @@ export async function fingerprint(files: ModelFiles, depth: number): Promise<str
     if (part !== null) hash.update(part);
   };
   add("form", FORM);
-  add("config", stableConfig(spec.config));
+  add("config", stable(spec.config));
+  if (spec.form !== "stored") add("weights", spec.form);
+  add("blocks", stable(spec.blocks.slice(0, depth)));
   for (const name of TOKENIZER_FILES) add(name, await optionalBytes(join(directory, name)));
   add("template", (await files.template())?.source ?? null);
-  for (const name of [spec.embedding, ...spec.blocks.slice(0, depth).flatMap(blockTensors)]) {
+  for (const name of tensorsTo(spec, depth)) {
     const { dtype, shape } = await checkpoint.info(name);
     add("tensor", JSON.stringify([name, dtype, shape]));
     for (const sample of await samples(checkpoint, name)) add("sample", sample);
@@ -63,9 +65,9 @@ export async function fingerprint(files: ModelFiles, depth: number): Promise<str
   return hash.digest("hex");
 }
 
-/** What of a configuration shapes the states, as JSON with sorted keys. */
-function stableConfig(config: DecoderConfig): string {
-  return JSON.stringify(config, (name, value: unknown) => {
+/** What of a description shapes the states, as JSON with sorted keys. */
+function stable(description: DecoderConfig | readonly BlockSpec[]): string {
+  return JSON.stringify(description, (name, value: unknown) => {
     if (SHAPELESS.has(name)) return undefined;
     if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
     return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));

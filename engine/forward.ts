@@ -1,115 +1,154 @@
 /**
- * The truncated forward pass: records the blocks below the deepest tapped layer on a packed batch. In the last block
- * only the rows that are read out are computed past the keys and values.
+ * The truncated forward pass: records the blocks below the deepest tapped layer on a packed batch, as their description
+ * says. In the last block only the rows that are read out are computed past the keys and values.
  */
 import { attention, attentionDefaults } from "../kernels/attention.ts";
-import type { Kernel } from "../kernels/kernel.ts";
 import { type MatmulVariant, matmul, matmulTile } from "../kernels/matmul.ts";
-import { rmsNorm, rmsNormDefaults } from "../kernels/rms-norm.ts";
+import { type NormVariant, norm, normDefaults } from "../kernels/norm.ts";
 import { rope } from "../kernels/rope.ts";
 import { rowGather } from "../kernels/row-gather.ts";
+import { rotaryDims } from "../weights/rope.ts";
+import { type BlockSpec, MATRIX_ROLES, type MatrixRole, NORM_ROLES, type NormRole } from "./decoder.ts";
 import type { DeviceBuffer } from "./device.ts";
-import type { BlockWeights, LoadedModel, WeightMatrix } from "./model.ts";
+import type { BlockWeights, LoadedModel, NormWeights, WeightMatrix } from "./model.ts";
 import { type BoundBuffer, dispatch, type Pipeline } from "./pipelines.ts";
-import type { MatrixRole, WorkspaceName } from "./plan.ts";
+import type { WorkspaceName } from "./plan.ts";
 
 export type Workspace = Readonly<Record<WorkspaceName, DeviceBuffer>>;
 
 /** A uniform that holds (rows, offset). */
 export type Params = (rows: number, offset?: number) => BoundBuffer;
 
-/** How a role's matrix is multiplied: what it does to the output buffer, and where. */
-const EPILOGUE: Readonly<Record<MatrixRole, MatmulVariant["epilogue"]>> = {
-  query: "store",
-  key: "store",
-  value: "store",
-  attentionOut: "add",
-  gate: "swiglu",
-  up: "swiglu",
-  down: "add",
-};
+/** The kernels of one block; null where its family has none. */
+interface BlockKernels {
+  readonly norms: Readonly<Record<NormRole, Pipeline | null>>;
+  readonly ropeQuery: Pipeline | null;
+  readonly ropeKey: Pipeline | null;
+  readonly attention: Pipeline;
+  /** By part of the matrix. `up` of a gated block is multiplied with `gate`. */
+  readonly matmuls: Readonly<Record<MatrixRole, readonly Pipeline[]>>;
+}
 
 /** The kernels of one model on one target. Which variant runs depends on adapter, role, shape and type only. */
 export interface ForwardKernels {
-  readonly norm: Pipeline;
-  readonly ropeQuery: Pipeline;
-  readonly ropeKey: Pipeline;
-  readonly attention: Pipeline;
+  readonly blocks: readonly BlockKernels[];
   /** Rows of a query tile. */
   readonly tileRows: number;
   readonly gather: Pipeline;
-  readonly matmul: (role: MatrixRole, matrix: WeightMatrix, part: number) => Pipeline;
 }
 
-function matmulKernel(model: LoadedModel, role: MatrixRole, matrix: WeightMatrix, part: number): Kernel {
-  const { kvHeads, headDim, ffn } = model.spec.config;
+/** What a role's product does: to which buffer, in which columns of its rows. */
+function matmulKernel(model: LoadedModel, spec: BlockSpec, role: MatrixRole, matrix: WeightMatrix, part: number) {
+  const { kvHeads, headDim, activation } = model.spec.config;
   const { n0, n } = matrix.parts[part];
-  const epilogue = EPILOGUE[role];
   const kvSize = kvHeads * headDim;
-  const outStride = role === "key" || role === "value" ? 2 * kvSize : epilogue === "swiglu" ? ffn : matrix.n;
-  const outOffset = n0 + (role === "value" ? kvSize : 0);
+  const output: Readonly<Record<MatrixRole, Pick<MatmulVariant, "epilogue" | "activation">>> = {
+    query: { epilogue: "store" },
+    key: { epilogue: "store" },
+    value: { epilogue: "store" },
+    attentionOut: { epilogue: spec.attentionOutNorm === null ? "add" : "store" },
+    gate: { epilogue: "glu", activation },
+    up: { epilogue: "store", activation },
+    down: { epilogue: spec.ffnOutNorm === null ? "add" : "store" },
+  };
   return matmul({
     k: matrix.k,
     n,
     weight: matrix.type,
-    epilogue,
+    ...output[role],
     bias: matrix.bias !== null,
-    outStride,
-    outOffset,
-    ...matmulTile(model.engine.target, epilogue, n),
+    outStride: role === "key" || role === "value" ? 2 * kvSize : matrix.n,
+    outOffset: n0 + (role === "value" ? kvSize : 0),
+    ...matmulTile(model.engine.target, output[role].epilogue, n),
   });
+}
+
+function normKernel(model: LoadedModel, spec: BlockSpec, role: NormRole, weights: NormWeights) {
+  const { hiddenSize, heads, kvHeads, headDim, norm: settings } = model.spec.config;
+  const size = spec[role]?.size ?? hiddenSize;
+  const perHead = (count: number, stride: number): Pick<NormVariant, "groups" | "stride" | "output"> => ({
+    groups: size === headDim ? count : 1,
+    stride,
+    output: "inPlace",
+  });
+  const place: Readonly<Record<NormRole, Pick<NormVariant, "groups" | "stride" | "output">>> = {
+    attentionNorm: { groups: 1, stride: hiddenSize, output: "store" },
+    queryNorm: perHead(heads, heads * headDim),
+    keyNorm: perHead(kvHeads, 2 * kvHeads * headDim),
+    attentionOutNorm: { groups: 1, stride: hiddenSize, output: "add" },
+    ffnNorm: { groups: 1, stride: hiddenSize, output: "store" },
+    ffnOutNorm: { groups: 1, stride: hiddenSize, output: "add" },
+  };
+  return norm({
+    ...settings,
+    d: size,
+    bias: weights.bias !== null,
+    ...place[role],
+    ...normDefaults(model.engine.target),
+  });
+}
+
+async function blockKernels(model: LoadedModel, index: number): Promise<BlockKernels> {
+  const { engine, blocks } = model;
+  const { target, pipelines } = engine;
+  const { heads, kvHeads, headDim, softcap, ropes } = model.spec.config;
+  const spec = model.spec.blocks[index];
+  const { norms, matrices } = blocks[index];
+  const turned = spec.rope === null ? null : rotaryDims(ropes[spec.rope]);
+  const ropeFor = async (count: number, stride: number) =>
+    turned === null ? null : pipelines.get(rope({ heads: count, headDim, rotary: turned, stride }));
+  const normFor = async (role: NormRole) => {
+    const weights = norms[role];
+    return weights && pipelines.get(normKernel(model, spec, role, weights));
+  };
+  const matmulsFor = async (role: MatrixRole) => {
+    const matrix = matrices[role];
+    if (matrix === null || (role === "up" && matrices.gate !== null)) return [];
+    return Promise.all(matrix.parts.map((_, part) => pipelines.get(matmulKernel(model, spec, role, matrix, part))));
+  };
+  const attend = attention({
+    heads,
+    kvHeads,
+    headDim,
+    scale: spec.attentionScale,
+    softcap: softcap ?? 0,
+    window: spec.window ?? 0,
+    ...attentionDefaults(target, headDim),
+  });
+  const [attended, ropeQuery, ropeKey, madeNorms, madeMatmuls] = await Promise.all([
+    pipelines.get(attend),
+    ropeFor(heads, heads * headDim),
+    ropeFor(kvHeads, 2 * kvHeads * headDim),
+    Promise.all(NORM_ROLES.map(normFor)),
+    Promise.all(MATRIX_ROLES.map(matmulsFor)),
+  ]);
+  return {
+    attention: attended,
+    ropeQuery,
+    ropeKey,
+    norms: Object.fromEntries(NORM_ROLES.map((role, i) => [role, madeNorms[i]])) as BlockKernels["norms"],
+    matmuls: Object.fromEntries(MATRIX_ROLES.map((role, i) => [role, madeMatmuls[i]])) as Readonly<
+      Record<string, readonly Pipeline[]>
+    > as BlockKernels["matmuls"],
+  };
 }
 
 /** Compiles, in parallel, the kernels that a model needs. */
 export async function forwardKernels(model: LoadedModel): Promise<ForwardKernels> {
   const { engine, spec, blocks } = model;
-  const { hiddenSize: d, heads, kvHeads, headDim, normEps, slidingWindow } = spec.config;
-  const { target, pipelines } = engine;
-  const { tileRows, subgroup } = attentionDefaults(target, headDim);
-  const matmuls = new Map<string, Promise<Pipeline>>();
-  for (const block of blocks) {
-    for (const [role, matrix] of Object.entries(block.matrices) as [MatrixRole, WeightMatrix][]) {
-      if (role === "up") continue;
-      for (const part of matrix.parts.keys()) {
-        const kernel = matmulKernel(model, role, matrix, part);
-        matmuls.set(kernel.key, pipelines.get(kernel));
-      }
-    }
-  }
-  const [norm, ropeQuery, ropeKey, attend, gather, ...made] = await Promise.all([
-    pipelines.get(rmsNorm({ d, eps: normEps, ...rmsNormDefaults(target) })),
-    pipelines.get(rope({ heads, headDim, stride: heads * headDim })),
-    pipelines.get(rope({ heads: kvHeads, headDim, stride: 2 * kvHeads * headDim })),
-    pipelines.get(
-      attention({
-        heads,
-        kvHeads,
-        headDim,
-        scale: 1 / Math.sqrt(headDim),
-        window: slidingWindow ?? 0,
-        tileRows,
-        subgroup,
-      }),
-    ),
-    pipelines.get(rowGather({ d })),
-    ...matmuls.values(),
+  const { hiddenSize: d, headDim } = spec.config;
+  const [gather, made] = await Promise.all([
+    engine.pipelines.get(rowGather({ d })),
+    Promise.all(blocks.map((_, index) => blockKernels(model, index))),
   ]);
-  const byKey = new Map(made.map((pipeline) => [pipeline.kernel.key, pipeline]));
-  return {
-    norm,
-    ropeQuery,
-    ropeKey,
-    attention: attend,
-    tileRows,
-    gather,
-    matmul: (role, matrix, part) => byKey.get(matmulKernel(model, role, matrix, part).key) as Pipeline,
-  };
+  return { gather, blocks: made, tileRows: attentionDefaults(engine.target, headDim).tileRows };
 }
 
-/** Rows that go through one step, with the spans and attention tiles of those rows. */
+/** Rows that go through one step, with the spans, rows of the rotation table and attention tiles of those rows. */
 export interface RowSet {
   readonly rows: number;
   readonly spans: DeviceBuffer;
+  readonly turns: DeviceBuffer;
   readonly tiles: DeviceBuffer;
   readonly tileCount: number;
 }
@@ -122,75 +161,109 @@ export interface DispatchSteps {
   readonly tiles: number;
 }
 
-/** Records blocks of one model into a compute pass. */
+/** What blocks are recorded with: the same for all blocks of a batch. */
+export interface Recording {
+  readonly model: LoadedModel;
+  readonly kernels: ForwardKernels;
+  readonly workspace: Workspace;
+  /** The rotation table of each of the model's rotary embeddings. */
+  readonly ropeTables: readonly BoundBuffer[];
+  readonly params: Params;
+  readonly steps: DispatchSteps;
+  readonly all: RowSet;
+}
+
+/**
+ * Records one block into a compute pass.
+ * @param readOut the rows that are read out, where nothing else is needed of the block; null: all
+ */
 export function recordBlock(
-  model: LoadedModel,
-  kernels: ForwardKernels,
-  workspace: Workspace,
-  params: Params,
+  { model, kernels, workspace, ropeTables, params, steps, all }: Recording,
   pass: GPUComputePassEncoder,
-  block: BlockWeights,
-  all: RowSet,
+  index: number,
   readOut: RowSet | null,
-  steps: DispatchSteps,
 ): void {
   const { device } = model.engine;
-  const { x, normed, query, kv, attended, ffn, ropeTable } = workspace;
-  const run = (pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>, rows: number) =>
-    dispatch(device, pass, pipeline, { ...bound, params: params(rows) }, rows);
+  const spec = model.spec.blocks[index];
+  const block: BlockWeights = model.blocks[index];
+  const made = kernels.blocks[index];
+  const { x, normed, query, kv, attended, ffn } = workspace;
+
   /** What may take long goes in several dispatches; a row's sums are its own, so the cut changes no bit. */
-  const runInSteps = (
-    pipeline: Pipeline,
-    bound: Readonly<Record<string, BoundBuffer>>,
-    count: number,
-    step: number,
-  ): void => {
+  const run = (pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>, count: number, step = count): void => {
     for (let first = 0; first < count; first += step) {
       const end = Math.min(first + step, count);
       dispatch(device, pass, pipeline, { ...bound, params: params(end, first) }, end - first);
     }
   };
-  const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number) => {
-    const matrix = block.matrices[role];
+  const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number): void => {
+    const matrix = block.matrices[role] as WeightMatrix;
     for (const [part, { buffer, n0, n }] of matrix.parts.entries()) {
       const slice = (bias: DeviceBuffer | null) => (bias === null ? undefined : biasSlice(bias, n0, n));
+      const { up } = block.matrices;
       const weights =
-        role === "gate"
-          ? {
-              gate: buffer,
-              up: block.matrices.up.parts[part].buffer,
-              gateBias: slice(matrix.bias),
-              upBias: slice(block.matrices.up.bias),
-            }
+        role === "gate" && up !== null
+          ? { gate: buffer, up: up.parts[part].buffer, gateBias: slice(matrix.bias), upBias: slice(up.bias) }
           : { weight: buffer, bias: slice(matrix.bias) };
-      runInSteps(kernels.matmul(role, matrix, part), { x: input, ...definedOnly(weights), out }, rows, steps.rows);
+      run(made.matmuls[role][part], { x: input, ...definedOnly(weights), out }, rows, steps.rows);
     }
   };
+  /** The normed rows, or those themselves where there is no such norm. */
+  const normedBy = (role: NormRole, from: DeviceBuffer, rows: number): DeviceBuffer => {
+    const pipeline = made.norms[role];
+    if (pipeline === null) return from;
+    run(pipeline, { x: from, ...normBuffers(block.norms[role]), out: normed }, rows);
+    return normed;
+  };
+  const normInPlace = (role: NormRole, buffer: DeviceBuffer, rows: number): void => {
+    const pipeline = made.norms[role];
+    if (pipeline !== null) run(pipeline, { x: buffer, ...normBuffers(block.norms[role]) }, rows);
+  };
+  /** Adds a product to the stream, by way of a norm where the family has one. */
+  const join = (
+    role: MatrixRole,
+    normRole: NormRole,
+    input: DeviceBuffer,
+    stream: DeviceBuffer,
+    rows: number,
+  ): void => {
+    const pipeline = made.norms[normRole];
+    multiply(role, input, pipeline === null ? stream : normed, rows);
+    if (pipeline !== null) run(pipeline, { x: normed, ...normBuffers(block.norms[normRole]), out: stream }, rows);
+  };
+  const turn = (pipeline: Pipeline | null, buffer: DeviceBuffer, { turns, rows }: RowSet): void => {
+    if (pipeline !== null && spec.rope !== null)
+      run(pipeline, { x: buffer, turns, table: ropeTables[spec.rope] }, rows);
+  };
 
-  run(kernels.norm, { x, weight: block.attentionNorm, out: normed }, all.rows);
-  multiply("key", normed, kv, all.rows);
-  multiply("value", normed, kv, all.rows);
-  run(kernels.ropeKey, { x: kv, spans: all.spans, table: ropeTable }, all.rows);
+  const source = normedBy("attentionNorm", x, all.rows);
+  multiply("key", source, kv, all.rows);
+  multiply("value", source, kv, all.rows);
+  normInPlace("keyNorm", kv, all.rows);
+  turn(made.ropeKey, kv, all);
 
   // Past keys and values only the asked-for rows matter: in the pruned last block those that are read out.
   const some = readOut ?? all;
   const stream = readOut === null ? x : workspace.read;
+  let queried = source;
   if (readOut !== null) {
     run(kernels.gather, { x, index: workspace.readIndex, out: stream }, some.rows);
-    run(kernels.norm, { x: stream, weight: block.attentionNorm, out: normed }, some.rows);
+    queried = normedBy("attentionNorm", stream, some.rows);
   }
-  multiply("query", normed, query, some.rows);
-  run(kernels.ropeQuery, { x: query, spans: some.spans, table: ropeTable }, some.rows);
-  runInSteps(
-    kernels.attention,
-    { q: query, kv, spans: some.spans, tiles: some.tiles, out: attended },
-    some.tileCount,
-    steps.tiles,
-  );
-  multiply("attentionOut", attended, stream, some.rows);
-  run(kernels.norm, { x: stream, weight: block.ffnNorm, out: normed }, some.rows);
-  multiply("gate", normed, ffn, some.rows);
-  multiply("down", ffn, stream, some.rows);
+  multiply("query", queried, query, some.rows);
+  normInPlace("queryNorm", query, some.rows);
+  turn(made.ropeQuery, query, some);
+  const spans = { spans: some.spans, tiles: some.tiles };
+  run(made.attention, { q: query, kv, ...spans, out: attended }, some.tileCount, steps.tiles);
+
+  const parallel = spec.parallel ? normedBy("ffnNorm", stream, some.rows) : null;
+  join("attentionOut", "attentionOutNorm", attended, stream, some.rows);
+  multiply(spec.gate === null ? "up" : "gate", parallel ?? normedBy("ffnNorm", stream, some.rows), ffn, some.rows);
+  join("down", "ffnOutNorm", ffn, stream, some.rows);
+}
+
+function normBuffers(weights: NormWeights | null): Record<string, BoundBuffer> {
+  return weights === null ? {} : definedOnly({ weight: weights.weight, bias: weights.bias ?? undefined });
 }
 
 function definedOnly(bound: Readonly<Record<string, BoundBuffer | undefined>>): Record<string, BoundBuffer> {

@@ -2,6 +2,7 @@
 import { StratumError } from "../errors.ts";
 import { checkIds } from "../weights/tokenizer.ts";
 import { type Batch, packBatches, rowOf } from "./batch.ts";
+import { type DecoderConfig, lengthLimit } from "./decoder.ts";
 import { resolveLayer } from "./layers.ts";
 import { type Engine, type LoadedModel, loadBlocks } from "./model.ts";
 import { type ModelFiles, openModelFiles } from "./model-files.ts";
@@ -79,7 +80,7 @@ export async function hiddenStates(
   options: HiddenStatesOptions = {},
 ): Promise<Float32Array[]> {
   const { layers = [model.depth], tokens = "last", batchTokens } = options;
-  const { vocab, maxPositions } = model.files.spec.config;
+  const { config } = model.files.spec;
   const groups = sequences.map((ids) => ({ sequences: [ids] }));
   using runner = await createRunner(model.loaded, {
     layers,
@@ -87,13 +88,13 @@ export async function hiddenStates(
     batchTokens,
   });
   for (const group of groups) {
-    checkLength(group.sequences[0].length, maxPositions, "a sequence", "shorten it");
-    checkIds(group.sequences[0], vocab);
+    checkLength(group.sequences[0].length, config, "a sequence", "shorten it");
+    checkIds(group.sequences[0], config.vocab);
     checkFits(group, runner);
   }
   runner.grow(sequences.reduce((most, { length }) => Math.max(most, length), 0));
   const states: Float32Array[] = new Array(sequences.length);
-  for (const batch of packBatches(groups, { budget: runner.budget })) {
+  for (const batch of packBatches(groups, runner.packing)) {
     for (const result of await batchStates(model, runner, batch, tokens)) {
       const fault = finiteFault(result.states, layers, model.files.spec.config.hiddenSize);
       if (fault) throw fault;
@@ -181,8 +182,8 @@ export function finiteFault(states: Float32Array, layers: readonly number[], d: 
  * @param what names the sequence in the message
  * @throws {StratumError} `list/too-long` beyond the model's positions, `list/empty-sequence` for no token
  */
-export function checkLength(tokens: number, maxPositions: number, what: string, fix: string): void {
+export function checkLength(tokens: number, config: DecoderConfig, what: string, fix: string): void {
   if (tokens === 0) throw new StratumError("list/empty-sequence", `${what} has no token`, "give it a text or ids");
-  if (tokens <= maxPositions) return;
-  throw new StratumError("list/too-long", `${what} has ${tokens} tokens; the model has ${maxPositions} positions`, fix);
+  if (tokens <= config.maxPositions) return;
+  throw new StratumError("list/too-long", `${what} has ${tokens} tokens; ${lengthLimit(config)}`, fix);
 }

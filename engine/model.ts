@@ -1,25 +1,32 @@
 /** A model on the GPU: the weights of the blocks below the deepest asked-for layer, and nothing else. */
 import { StratumError } from "../errors.ts";
 import type { Target, WeightType } from "../kernels/kernel.ts";
+import { quantiseRows } from "../kernels/quantise.ts";
 import { weightRowWords } from "../kernels/weight-load.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import { decodeFloats } from "../weights/floats.ts";
 import type { AdapterChoice } from "./adapter.ts";
-import { type Device, type DeviceBuffer, openDevice } from "./device.ts";
-import { type Embedding, openEmbedding } from "./embedding.ts";
-import type { ModelSpec } from "./family.ts";
-import { Pipelines } from "./pipelines.ts";
 import {
-  blockBuffers,
-  checkPlan,
   MATRIX_ROLES,
   type MatrixRole,
-  type PlannedBuffer,
+  type MatrixSpec,
+  type ModelSpec,
+  NORM_ROLES,
+  type NormRole,
+  tensorsTo,
+} from "./decoder.ts";
+import { type Device, type DeviceBuffer, openDevice } from "./device.ts";
+import { type Embedding, openEmbedding } from "./embedding.ts";
+import { Pipelines } from "./pipelines.ts";
+import { checkPlan, type PlannedBuffer } from "./planned-buffer.ts";
+import {
+  blockBuffers,
   type PlannedMatrix,
+  type PlannedVector,
   planWeights,
   WEIGHT_TYPE,
   type WeightPlan,
-} from "./plan.ts";
+} from "./weight-plan.ts";
 
 /** A device and its compiled kernels. */
 export interface Engine extends Disposable {
@@ -60,10 +67,15 @@ export interface WeightMatrix {
   readonly bias: DeviceBuffer | null;
 }
 
+export interface NormWeights {
+  readonly weight: DeviceBuffer;
+  readonly bias: DeviceBuffer | null;
+}
+
+/** A block's weights by role; null where its family has none. */
 export interface BlockWeights {
-  readonly attentionNorm: DeviceBuffer;
-  readonly ffnNorm: DeviceBuffer;
-  readonly matrices: Readonly<Record<MatrixRole, WeightMatrix>>;
+  readonly norms: Readonly<Record<NormRole, NormWeights | null>>;
+  readonly matrices: Readonly<Record<MatrixRole, WeightMatrix | null>>;
 }
 
 /** Weights on the GPU. Disposing it frees them. */
@@ -81,20 +93,56 @@ const UPLOAD_BYTES = 16 * 1024 * 1024;
 /** Makes a buffer that the model owns. */
 type Create = (planned: PlannedBuffer) => DeviceBuffer;
 
+/** Rows n0 .. n0 + count - 1 of a matrix, as rows of its tensor in the file. */
+function fileRows({ rows: { offset, run, stride } }: MatrixSpec, n0: number, count: number) {
+  const at = (n: number) => offset + Math.floor(n / run) * stride + (n % run);
+  const [first, last] = [at(n0), at(n0 + count - 1)];
+  if (last - first === count - 1) return { start: first, count };
+  return Array.from({ length: count }, (_, i) => at(n0 + i));
+}
+
 async function uploadVector(
   device: Device,
   create: Create,
   checkpoint: Checkpoint,
-  planned: PlannedBuffer,
+  { name, picked, buffer: planned }: PlannedVector,
 ): Promise<DeviceBuffer> {
-  const { dtype } = await checkpoint.info(planned.label);
-  const values = decodeFloats(await checkpoint.read(planned.label), dtype);
+  const { dtype } = await checkpoint.info(name);
+  const stored = await (picked === null
+    ? checkpoint.read(name)
+    : checkpoint.readRows(name, fileRows(picked, 0, picked.n)));
   const buffer = create(planned);
-  device.write(buffer, values);
+  device.write(buffer, decodeFloats(stored, dtype));
   return buffer;
 }
 
-/** Rows of packed halves with an odd length are padded to whole words; other rows go as they are, or widened to f32. */
+/** (rows, columns) of elements of `size` bytes, transposed. */
+function transpose(bytes: Uint8Array<ArrayBuffer>, columns: number, size: number): Uint8Array<ArrayBuffer> {
+  const Elements = size === 4 ? Uint32Array : Uint16Array;
+  const from = new Elements(bytes.buffer, bytes.byteOffset, bytes.byteLength / size);
+  const to = new Elements(from.length);
+  const rows = from.length / columns;
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) to[column * rows + row] = from[row * columns + column];
+  }
+  return new Uint8Array(to.buffer);
+}
+
+/** Rows n0 .. n0 + count - 1 of a matrix, (count, K), in the file's type. */
+async function readMatrixRows(
+  checkpoint: Checkpoint,
+  spec: MatrixSpec,
+  n0: number,
+  count: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const rows = fileRows(spec, n0, count);
+  if (!spec.transposed) return await checkpoint.readRows(spec.weight, rows);
+  const { start } = rows as { start: number; count: number };
+  const bytes = await checkpoint.readColumns(spec.weight, { start, count });
+  return transpose(bytes, count, bytes.byteLength / (count * spec.k));
+}
+
+/** Rows (count, K) as they are held: packed, with halves of an odd length padded to whole words; widened; or quantised. */
 function toWords(
   bytes: Uint8Array<ArrayBuffer>,
   rows: number,
@@ -102,6 +150,7 @@ function toWords(
   type: WeightType,
   k: number,
 ): ArrayBufferView<ArrayBuffer> {
+  if (type === "int8" || type === "int4") return quantiseRows(decodeFloats(bytes, dtype), rows, k, type);
   if (WEIGHT_TYPE[dtype] !== type) return decodeFloats(bytes, dtype);
   const rowBytes = bytes.byteLength / rows;
   const padded = 4 * weightRowWords(type, k);
@@ -111,6 +160,16 @@ function toWords(
   return out;
 }
 
+/** Runs `step`; what is wrong with values is said of this tensor. */
+function named<T>(tensor: string, step: () => T): T {
+  try {
+    return step();
+  } catch (cause) {
+    if (!(cause instanceof StratumError)) throw cause;
+    throw new StratumError(cause.code, `tensor ${tensor}: ${cause.message}`, cause.fix, cause);
+  }
+}
+
 async function uploadMatrix(
   device: Device,
   create: Create,
@@ -118,26 +177,49 @@ async function uploadMatrix(
   planned: PlannedMatrix,
 ): Promise<WeightMatrix> {
   const { spec, type } = planned;
+  const { n, k } = spec;
   const { dtype } = await checkpoint.info(spec.weight);
-  const rowBytes = 4 * weightRowWords(type, spec.k);
-  const step = Math.max(1, Math.floor(UPLOAD_BYTES / rowBytes));
+  const rowBytes = 4 * weightRowWords(type, k);
+  // As f32 they are widest, and so they are on their way to being quantised.
+  const step = Math.max(1, Math.floor(UPLOAD_BYTES / (4 * k)));
   const parts: WeightPart[] = [];
   for (const part of planned.parts) {
     const buffer = create(part.buffer);
     for (let row = 0; row < part.n; row += step) {
       const count = Math.min(step, part.n - row);
-      const bytes = await checkpoint.readRows(spec.weight, { start: part.n0 + row, count });
-      device.write(buffer, toWords(bytes, count, dtype, type, spec.k), row * rowBytes);
+      const bytes = await readMatrixRows(checkpoint, spec, part.n0 + row, count);
+      device.write(
+        buffer,
+        named(spec.weight, () => toWords(bytes, count, dtype, type, k)),
+        row * rowBytes,
+      );
     }
     parts.push({ n0: part.n0, n: part.n, buffer });
   }
-  return {
-    n: spec.n,
-    k: spec.k,
-    type,
-    parts,
-    bias: planned.bias === null ? null : await uploadVector(device, create, checkpoint, planned.bias),
-  };
+  const bias = planned.bias === null ? null : await uploadVector(device, create, checkpoint, planned.bias);
+  return { n, k, type, parts, bias };
+}
+
+async function uploadBlock(
+  device: Device,
+  create: Create,
+  checkpoint: Checkpoint,
+  planned: WeightPlan["blocks"][number],
+): Promise<BlockWeights> {
+  const matrices = {} as Record<MatrixRole, WeightMatrix | null>;
+  for (const role of MATRIX_ROLES) {
+    const matrix = planned.matrices[role];
+    matrices[role] = matrix && (await uploadMatrix(device, create, checkpoint, matrix));
+  }
+  const norms = {} as Record<NormRole, NormWeights | null>;
+  for (const role of NORM_ROLES) {
+    const norm = planned.norms[role];
+    norms[role] = norm && {
+      weight: await uploadVector(device, create, checkpoint, norm.weight),
+      bias: norm.bias && (await uploadVector(device, create, checkpoint, norm.bias)),
+    };
+  }
+  return { norms, matrices };
 }
 
 export interface LoadOptions {
@@ -167,6 +249,7 @@ export async function loadBlocks(
   }
   const plan = await planWeights(checkpoint, spec, depth, device.info.limits);
   checkPlan(plan.blocks.flatMap(blockBuffers), device.info.limits);
+  await checkpoint.require(tensorsTo(spec, depth));
   const owned: DeviceBuffer[] = [];
   const create: Create = ({ label, bytes, use }) => {
     const buffer = device.createBuffer(label, bytes, use);
@@ -179,14 +262,7 @@ export async function loadBlocks(
   const blocks: BlockWeights[] = [];
   try {
     for (const planned of plan.blocks) {
-      const matrices = {} as Record<MatrixRole, WeightMatrix>;
-      for (const role of MATRIX_ROLES)
-        matrices[role] = await uploadMatrix(device, create, checkpoint, planned.matrices[role]);
-      blocks.push({
-        attentionNorm: await uploadVector(device, create, checkpoint, planned.attentionNorm),
-        ffnNorm: await uploadVector(device, create, checkpoint, planned.ffnNorm),
-        matrices,
-      });
+      blocks.push(await uploadBlock(device, create, checkpoint, planned));
       // What is queued lies in host memory until the device has taken it.
       await device.idle();
       onBlock?.(blocks.length, depth);
@@ -196,7 +272,7 @@ export async function loadBlocks(
       spec,
       plan,
       blocks,
-      embedding: await openEmbedding(checkpoint, spec.embedding),
+      embedding: await openEmbedding(checkpoint, spec),
       [Symbol.dispose]: dispose,
     };
   } catch (cause) {

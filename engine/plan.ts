@@ -3,173 +3,14 @@
  * these, so the printed plan and the live bytes agree.
  */
 import { StratumError } from "../errors.ts";
-import type { WeightType } from "../kernels/kernel.ts";
-import { weightRowWords } from "../kernels/weight-load.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
-import type { DecoderConfig } from "../weights/config.ts";
+import { MIN_SEQUENCE_ROWS } from "./batch.ts";
+import type { DecoderConfig, ModelSpec } from "./decoder.ts";
 import { type BufferUse, bufferBytes, type DeviceLimits } from "./device.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
-import type { BlockSpec, MatrixSpec, ModelSpec } from "./family.ts";
-
-export interface PlannedBuffer {
-  readonly label: string;
-  readonly bytes: number;
-  readonly use: BufferUse;
-}
-
-/** A part of a weight matrix that fits one binding: rows n0 .. n0 + n - 1 of its file's tensor. */
-export interface PlannedPart {
-  readonly n0: number;
-  readonly n: number;
-  readonly buffer: PlannedBuffer;
-}
-
-export interface PlannedMatrix {
-  readonly spec: MatrixSpec;
-  readonly type: WeightType;
-  readonly parts: readonly PlannedPart[];
-  readonly bias: PlannedBuffer | null;
-}
-
-export interface PlannedBlock {
-  readonly attentionNorm: PlannedBuffer;
-  readonly ffnNorm: PlannedBuffer;
-  readonly matrices: Readonly<Record<MatrixRole, PlannedMatrix>>;
-}
-
-export const MATRIX_ROLES = ["query", "key", "value", "attentionOut", "gate", "up", "down"] as const;
-export type MatrixRole = (typeof MATRIX_ROLES)[number];
-
-/** What a run reads and holds. */
-export interface WeightPlan {
-  readonly spec: ModelSpec;
-  /** Blocks that are loaded: the deepest asked-for layer. */
-  readonly depth: number;
-  readonly blocks: readonly PlannedBlock[];
-  /** Bytes on the GPU. */
-  readonly bytes: number;
-  /** Bytes of the tensors that are read from disk whole; embedding rows come on demand. */
-  readonly diskBytes: number;
-}
-
-/** The form in which a stored type is held on the GPU. */
-export const WEIGHT_TYPE: Readonly<Record<string, WeightType>> = { F32: "f32", BF16: "bf16", F16: "f16" };
-
-function checkShape(name: string, shape: readonly number[], expected: readonly number[]): void {
-  if (shape.length === expected.length && shape.every((size, i) => size === expected[i])) return;
-  throw new StratumError(
-    "model/shape",
-    `tensor ${name} has the shape [${shape.join(", ")}]; config.json asks for [${expected.join(", ")}]`,
-    "config.json and the weights do not belong together: download both again",
-  );
-}
-
-function unsupportedType(name: string, dtype: string): StratumError {
-  return new StratumError(
-    "model/unsupported-dtype",
-    `tensor ${name} is stored as ${dtype}`,
-    "use a checkpoint in F32, F16 or BF16 (quantised and integer weights are not supported)",
-  );
-}
-
-async function storedType(checkpoint: Checkpoint, name: string): Promise<WeightType> {
-  const { dtype } = await checkpoint.info(name);
-  const type = WEIGHT_TYPE[dtype];
-  if (type === undefined) throw unsupportedType(name, dtype);
-  return type;
-}
-
-async function planMatrix(
-  checkpoint: Checkpoint,
-  spec: MatrixSpec,
-  type: WeightType,
-  limits: DeviceLimits,
-): Promise<{ matrix: PlannedMatrix; diskBytes: number }> {
-  const { shape, byteLength } = await checkpoint.info(spec.weight);
-  checkShape(spec.weight, shape, [spec.n, spec.k]);
-  const rowBytes = 4 * weightRowWords(type, spec.k);
-  const fitting = Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / rowBytes);
-  // Parts begin at multiples of 64 rows, so that the bias of a part can be bound at its offset of 256 bytes.
-  const perPart = fitting >= 64 ? fitting - (fitting % 64) : Math.max(1, fitting);
-  const parts: PlannedPart[] = [];
-  for (let n0 = 0; n0 < spec.n; n0 += perPart) {
-    const n = Math.min(perPart, spec.n - n0);
-    parts.push({
-      n0,
-      n,
-      buffer: {
-        label: parts.length === 0 && n === spec.n ? spec.weight : `${spec.weight}[${n0}:${n0 + n}]`,
-        bytes: bufferBytes(n * rowBytes),
-        use: "storage",
-      },
-    });
-  }
-  let diskBytes = byteLength;
-  let bias: PlannedBuffer | null = null;
-  if (spec.bias !== null) {
-    diskBytes += await vectorBytes(checkpoint, spec.bias, spec.n);
-    bias = { label: spec.bias, bytes: 4 * spec.n, use: "storage" };
-  }
-  return { matrix: { spec, type, parts, bias }, diskBytes };
-}
-
-async function vectorBytes(checkpoint: Checkpoint, name: string, size: number): Promise<number> {
-  await storedType(checkpoint, name);
-  const { shape, byteLength } = await checkpoint.info(name);
-  checkShape(name, shape, [size]);
-  return byteLength;
-}
-
-/**
- * Plans the weights of the first `depth` blocks. Looks at headers only, reads no tensor.
- * @throws {StratumError} `model/missing-tensor`, `model/shape`, `model/unsupported-dtype`
- */
-export async function planWeights(
-  checkpoint: Checkpoint,
-  spec: ModelSpec,
-  depth: number,
-  limits: DeviceLimits,
-): Promise<WeightPlan> {
-  const d = spec.config.hiddenSize;
-  await storedType(checkpoint, spec.embedding);
-  checkShape(spec.embedding, (await checkpoint.info(spec.embedding)).shape, [spec.config.vocab, d]);
-  const blocks: PlannedBlock[] = [];
-  let diskBytes = 0;
-  for (const block of spec.blocks.slice(0, depth)) {
-    // One kernel multiplies gate and up: where a checkpoint mixes their types, both are held as f32.
-    const [gate, up] = [await storedType(checkpoint, block.gate.weight), await storedType(checkpoint, block.up.weight)];
-    const matrices = {} as Record<MatrixRole, PlannedMatrix>;
-    for (const role of MATRIX_ROLES) {
-      const stored = await storedType(checkpoint, block[role].weight);
-      const type = (role === "gate" || role === "up") && gate !== up ? "f32" : stored;
-      const planned = await planMatrix(checkpoint, block[role], type, limits);
-      matrices[role] = planned.matrix;
-      diskBytes += planned.diskBytes;
-    }
-    diskBytes +=
-      (await vectorBytes(checkpoint, block.attentionNorm, d)) + (await vectorBytes(checkpoint, block.ffnNorm, d));
-    const norm = (name: keyof BlockSpec & ("attentionNorm" | "ffnNorm")): PlannedBuffer => ({
-      label: block[name],
-      bytes: 4 * d,
-      use: "storage",
-    });
-    blocks.push({ attentionNorm: norm("attentionNorm"), ffnNorm: norm("ffnNorm"), matrices });
-  }
-  return { spec, depth, blocks, diskBytes, bytes: sumBytes(blocks.flatMap(blockBuffers)) };
-}
-
-/** All buffers of a planned block. */
-export function blockBuffers(block: PlannedBlock): PlannedBuffer[] {
-  const matrices = MATRIX_ROLES.flatMap((role) => {
-    const { parts, bias } = block.matrices[role];
-    return [...parts.map((part) => part.buffer), ...(bias === null ? [] : [bias])];
-  });
-  return [block.attentionNorm, block.ffnNorm, ...matrices];
-}
-
-export function sumBytes(buffers: readonly PlannedBuffer[]): number {
-  return buffers.reduce((sum, { bytes }) => sum + bytes, 0);
-}
+import { checkPlan, limitOf, type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { ropeRegions } from "./rope-table.ts";
+import { blockBuffers, planWeights, type WeightPlan } from "./weight-plan.ts";
 
 /** What a run gives: scores made on the GPU, one state a sequence, or the states of all tokens. */
 export type RunOutput = "scores" | "pooled" | "all";
@@ -189,12 +30,6 @@ export interface WorkspaceSize {
   /** See {@link DISPATCH_FLOPS}, the default. */
   readonly dispatchFlops?: number;
 }
-
-/**
- * A sequence counts as at least this many rows of a batch's budget, so that the rows which are read out (one a
- * sequence) are at most an eighth of the rows.
- */
-export const MIN_SEQUENCE_ROWS = 8;
 
 /** Distinct (rows, offset) pairs that one batch may dispatch, at most; a slot each in the params buffer. */
 export function paramSlots(
@@ -225,9 +60,11 @@ const WORKSPACE_NAMES = [
   "spans",
   "tiles",
   "ropeTable",
+  "turns",
   "read",
   "readIndex",
   "readSpans",
+  "readTurns",
   "readTiles",
   "poolSpans",
   "states",
@@ -263,10 +100,12 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     ffn: rows * ffn,
     spans: rows * 4,
     tiles: rows * 2,
-    ropeTable: rows * headDim,
+    ropeTable: ropeRegions(spec.config, rows).reduce((sum, { bytes }) => sum + bytes, 0) / 4,
+    turns: spec.config.ropes.length > 0 ? rows : 0,
     read: read * d,
     readIndex: read,
     readSpans: read * 4,
+    readTurns: spec.config.ropes.length > 0 ? read : 0,
     readTiles: read * 2,
     poolSpans: means * 4,
     states,
@@ -365,24 +204,4 @@ export async function planRun(
   const workspace = planWorkspace(spec, { ...size, rows: budget });
   checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);
   return { weights, workspace, rows: budget, bytes: weights.bytes + sumBytes([...workspace.values()]) };
-}
-
-/**
- * Checks every buffer against the adapter's limits.
- * @throws {StratumError} `memory/buffer-limit` with the buffer, its size and the limit
- */
-export function checkPlan(buffers: readonly PlannedBuffer[], limits: DeviceLimits): void {
-  for (const buffer of buffers) {
-    if (buffer.bytes <= limitOf(buffer, limits)) continue;
-    throw new StratumError(
-      "memory/buffer-limit",
-      `the plan needs ${buffer.bytes} bytes for '${buffer.label}'; the adapter binds at most ${limitOf(buffer, limits)}`,
-      "lower --batch-tokens (for a scorer: shorter lists or a smaller --width), or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
-    );
-  }
-}
-
-/** The most bytes that the adapter allows a buffer of this use. */
-function limitOf({ use }: PlannedBuffer, { maxBufferSize, maxStorageBufferBindingSize }: DeviceLimits): number {
-  return use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
 }

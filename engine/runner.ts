@@ -4,36 +4,31 @@ import { attentionTiles } from "../kernels/attention.ts";
 import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { spanMean } from "../kernels/span-mean.ts";
-import { ropeFrequencies } from "../weights/rope-frequencies.ts";
-import { type Batch, pooledRows, rowOf } from "./batch.ts";
+import { type Batch, type PackOptions, pooledRows, rowOf } from "./batch.ts";
 import type { DeviceBuffer } from "./device.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import {
-  type DispatchSteps,
   type ForwardKernels,
   forwardKernels,
   type Params,
+  type Recording,
   type RowSet,
   recordBlock,
   type Workspace,
 } from "./forward.ts";
 import type { LoadedModel } from "./model.ts";
-import { dispatch, type Pipeline } from "./pipelines.ts";
+import { type BoundBuffer, dispatch, type Pipeline } from "./pipelines.ts";
 import {
   batchBudget,
-  checkPlan,
   PARAM_SLOT_BYTES,
-  type PlannedBuffer,
   paramSlots,
   planWorkspace,
   type RunOutput,
   type RunRequest,
-  sumBytes,
   type WorkspaceName,
 } from "./plan.ts";
-
-/** What a runner is made for; its layers are at most the model's loaded depth. */
-export type RunnerOptions = RunRequest;
+import { checkPlan, type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { longFrom, ropeRegions, ropeTables, turnRows } from "./rope-table.ts";
 
 /** A pair of sequences, as indices into a batch's. */
 export type SequencePair = readonly [number, number];
@@ -43,8 +38,10 @@ export type Cosines = (pairs: readonly SequencePair[]) => Promise<Float32Array>;
 /** Runs batches. Disposing it frees the working buffers. */
 export interface Runner extends Disposable {
   readonly layers: readonly number[];
-  /** The budget for `packBatches`. */
+  /** Rows that a batch may hold. */
   readonly budget: number;
+  /** What `packBatches` makes batches for this runner by: the budget, and which sequences share no prefix. */
+  readonly packing: Required<Pick<PackOptions, "budget" | "longFrom">>;
   /** The largest budget that the runner may grow to. */
   readonly maxBudget: number;
   /** The working buffers that are held now. */
@@ -78,10 +75,10 @@ export interface Runner extends Disposable {
 }
 
 /** Compiles the kernels and allocates the working buffers. The plan is checked against the adapter's limits first. */
-export async function createRunner(model: LoadedModel, options: RunnerOptions): Promise<Runner> {
+export async function createRunner(model: LoadedModel, options: RunRequest): Promise<Runner> {
   const { engine, spec, blocks } = model;
   const { device, pipelines, target } = engine;
-  const { hiddenSize: d, headDim, rope } = spec.config;
+  const { hiddenSize: d } = spec.config;
   const { layers, output, pooling = "last", batchTokens } = options;
   const deepest = Math.max(...layers);
   if (layers.length === 0 || layers.some((layer) => !Number.isInteger(layer) || layer < 0 || layer > blocks.length)) {
@@ -101,6 +98,8 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   let budget = granted.budget;
   let plan: readonly PlannedBuffer[] = [];
   let workspace = {} as Workspace;
+  let tables: readonly BoundBuffer[] = [];
+  const packing = { longFrom: longFrom(spec.config) };
 
   const release = () => {
     for (const buffer of Object.values(workspace)) buffer.destroy();
@@ -117,7 +116,9 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     workspace = made as Workspace;
     try {
       for (const [name, { label, bytes, use }] of planned) made[name] = device.createBuffer(label, bytes, use);
-      device.write(workspace.ropeTable, ropeTable(ropeFrequencies(rope, headDim), rows));
+      const regions = ropeRegions(spec.config, rows);
+      if (regions.length > 0) device.write(workspace.ropeTable, ropeTables(regions, rows));
+      tables = regions.map(({ offset, bytes }) => ({ buffer: workspace.ropeTable, offset, size: bytes }));
     } catch (cause) {
       release();
       throw cause;
@@ -159,7 +160,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
   }
 
   /** Uploads a batch and gives the uniforms of its dispatches. */
-  async function begin(batch: Batch): Promise<{ params: Params; all: RowSet; rows: number; steps: DispatchSteps }> {
+  async function begin(batch: Batch): Promise<Recording> {
     const rows = batch.ids.length;
     if (rows > budget)
       throw new StratumError(
@@ -167,8 +168,10 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
         `a batch of ${rows} rows in a workspace of ${budget}`,
         "pack batches by the runner's budget",
       );
-    device.write(workspace.x, await model.embedding.rows(batch.ids));
+    const positions = Uint32Array.from({ length: rows }, (_, row) => batch.spans[row * 4 + 3]);
+    device.write(workspace.x, await model.embedding.rows(batch.ids, positions));
     device.write(workspace.spans, batch.spans as Uint32Array<ArrayBuffer>);
+    if (tables.length > 0) device.write(workspace.turns, turnRows(batch, budget, packing.longFrom));
     const tiles = attentionTiles(batch.spans, rows, kernels.tileRows);
     device.write(workspace.tiles, tiles as Uint32Array<ArrayBuffer>);
     const slots = new Map<string, number>();
@@ -188,22 +191,25 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       }
       return { buffer: workspace.params, offset: slot * PARAM_SLOT_BYTES, size: 16 };
     };
-    let keys = 1;
-    for (let row = 0; row < rows; row++) keys = Math.max(keys, batch.spans[row * 4 + 3] + 1);
-    const steps: DispatchSteps = {
-      rows: rowsPerDispatch(spec.config, dispatchFlops),
-      tiles: tilesPerDispatch(spec.config, keys, dispatchFlops),
-    };
+    const keys = 1 + positions.reduce((most, position) => Math.max(most, position), 0);
+    const { spans, turns, tiles: uploaded } = workspace;
     return {
+      model,
+      kernels,
+      workspace,
+      ropeTables: tables,
       params,
-      rows,
-      steps,
-      all: { rows, spans: workspace.spans, tiles: workspace.tiles, tileCount: tiles.length / 2 },
+      steps: {
+        rows: rowsPerDispatch(spec.config, dispatchFlops),
+        tiles: tilesPerDispatch(spec.config, keys, dispatchFlops),
+      },
+      all: { rows, spans, turns, tiles: uploaded, tileCount: tiles.length / 2 },
     };
   }
 
   /** Uploads which rows are read out: every sequence's last one. */
-  function prepareLastRows({ sequences, spans: allSpans }: Batch): RowSet {
+  function prepareLastRows(batch: Batch): RowSet {
+    const { sequences, spans: allSpans } = batch;
     const count = sequences.length;
     const lastRows = sequences.map((sequence) => rowOf(sequence, sequence.length - 1));
     const spans = new Uint32Array(count * 4);
@@ -213,7 +219,15 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     device.write(workspace.readIndex, Uint32Array.from(lastRows));
     device.write(workspace.readSpans, spans);
     device.write(workspace.readTiles, tiles);
-    return { rows: count, spans: workspace.readSpans, tiles: workspace.readTiles, tileCount: count };
+    if (tables.length > 0) {
+      const turns = turnRows(batch, budget, packing.longFrom);
+      device.write(
+        workspace.readTurns,
+        Uint32Array.from(lastRows, (row) => turns[row]),
+      );
+    }
+    const { readSpans, readTurns, readTiles } = workspace;
+    return { rows: count, spans: readSpans, turns: readTurns, tiles: readTiles, tileCount: count };
   }
 
   /** Uploads which rows are averaged. @returns the sequences of one dispatch */
@@ -235,7 +249,8 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
         "create the runner with pooling 'mean', or leave poolFrom out",
       );
     }
-    const { params, all, steps } = await begin(batch);
+    const recording = await begin(batch);
+    const { params } = recording;
     const readOut = meanPipeline === null ? prepareLastRows(batch) : null;
     const means = meanPipeline === null ? 0 : prepareMeans(batch);
     /** Records the read-out of a tapped layer from the rows of the whole batch. */
@@ -256,7 +271,7 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       const encoder = device.gpu.createCommandEncoder();
       const pruned = layer === deepest && layer > 0 ? readOut : null;
       const pass = encoder.beginComputePass();
-      if (layer > 0) recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, pruned, steps);
+      if (layer > 0) recordBlock(recording, pass, layer - 1, pruned);
       const tap = layers.indexOf(layer);
       if (tap >= 0 && pruned === null) readTap(pass, tap);
       pass.end();
@@ -311,6 +326,9 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       return budget;
     },
     maxBudget,
+    get packing() {
+      return { ...packing, budget };
+    },
     get plan() {
       return plan;
     },
@@ -334,12 +352,13 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
       }),
     allStates: (batch, onLayer) =>
       inTurn("all", async () => {
-        const { params, all, rows, steps } = await begin(batch);
+        const recording = await begin(batch);
+        const { rows } = recording.all;
         for (let layer = 0; layer <= deepest; layer++) {
           if (layer > 0) {
             const encoder = device.gpu.createCommandEncoder();
             const pass = encoder.beginComputePass();
-            recordBlock(model, kernels, workspace, params, pass, blocks[layer - 1], all, null, steps);
+            recordBlock(recording, pass, layer - 1, null);
             pass.end();
             device.submit(encoder);
           }
@@ -378,17 +397,4 @@ export async function createRunner(model: LoadedModel, options: RunnerOptions): 
     },
   };
   return runner;
-}
-
-/** (positions, E/2) pairs (cos, sin), made in float64: position times inverse frequency. */
-function ropeTable(frequencies: Float64Array, positions: number): Float32Array<ArrayBuffer> {
-  const half = frequencies.length;
-  const table = new Float32Array(positions * half * 2);
-  for (let position = 0; position < positions; position++) {
-    for (let i = 0; i < half; i++) {
-      table[2 * (position * half + i)] = Math.cos(position * frequencies[i]);
-      table[2 * (position * half + i) + 1] = Math.sin(position * frequencies[i]);
-    }
-  }
-  return table;
 }

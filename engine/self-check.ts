@@ -33,14 +33,15 @@ export function largestError(got: TwinBuffer, want: TwinBuffer): number {
   return worst;
 }
 
-/** The kernels in use on this target, one case each; of matmul one for each weight type. */
+/** The kernels in use on this target, one case each; of matmul one for each weight type and one for each activation. */
 export function checkCases({ target }: Engine): KernelCase[] {
   const wanted = new Map<string, KernelCase>();
   for (const each of kernelCases(target)) {
     const subgroup = each.kernel.name === "matmul" ? matmulTile(target, "store", 1).subgroup : target.subgroupSize;
     if (each.kernel.key.includes("subgroup:") && each.kernel.subgroups !== subgroup > 0) continue;
-    const type = /weight:(\w+)/.exec(each.kernel.key)?.[1] ?? "";
-    wanted.set(`${each.kernel.name} ${type}`, each);
+    const field = (name: string) => new RegExp(`[{,]${name}:(\\w+)`).exec(each.kernel.key)?.[1];
+    const activation = field("activation") ?? "none";
+    wanted.set(`${each.kernel.name} ${activation === "none" ? (field("weight") ?? "") : activation}`, each);
   }
   return [...wanted.values()];
 }

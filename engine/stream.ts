@@ -1,7 +1,6 @@
 /** Streams items through a runner: batches are filled to the budget, results come in the order of the input. */
 import { StratumError } from "../errors.ts";
-import { type Batch, groupCost, packBatches, type SequenceGroup } from "./batch.ts";
-import { MIN_SEQUENCE_ROWS } from "./plan.ts";
+import { type Batch, groupCost, MIN_SEQUENCE_ROWS, packBatches, type SequenceGroup } from "./batch.ts";
 import type { Runner } from "./runner.ts";
 
 /** An item on its way; without a group it only waits for its turn. */
@@ -22,15 +21,25 @@ const MAX_WAITING = 256;
 /** A source that pauses this long gets what it has given so far answered: a state does not depend on its batch. */
 const PAUSE_MS = 50;
 
+/** What of a runner decides how groups are packed. */
+export interface Packer {
+  readonly maxBudget: number;
+  readonly packing: Pick<Runner["packing"], "longFrom">;
+}
+
 /**
  * Whether every sequence of a group fits a batch of a budget, together with the group's first where that is needed.
  * @throws {StratumError} `list/over-budget`
  */
-export function checkFits(group: SequenceGroup, { maxBudget }: Pick<Runner, "maxBudget">, sharePrefix = true): void {
+export function checkFits(
+  group: SequenceGroup,
+  { maxBudget, packing: { longFrom } }: Packer,
+  sharePrefix = true,
+): void {
   const [first, ...others] = group.sequences;
   for (const [i, sequence] of group.sequences.entries()) {
     const members = group.anchored && others.length > 0 && i > 0 ? [first, sequence] : [sequence];
-    const cost = groupCost({ sequences: members }, sharePrefix);
+    const cost = groupCost({ sequences: members }, { sharePrefix, longFrom });
     if (cost <= maxBudget) continue;
     throw new StratumError(
       "list/over-budget",
@@ -52,15 +61,16 @@ export async function* streamJobs<T>(
 ): AsyncGenerator<T> {
   let waiting: Job<T>[] = [];
   let cost = 0;
+  const sharing = { sharePrefix, longFrom: runner.packing.longFrom };
   async function* flush(): AsyncGenerator<T> {
     const running = waiting;
     waiting = [];
     cost = 0;
     const members = running.filter((job) => job.group !== null);
     const groups = members.map(({ group }) => group as SequenceGroup);
-    const dearest = groups.reduce((most, group) => Math.max(most, groupCost(group, sharePrefix)), 0);
+    const dearest = groups.reduce((most, group) => Math.max(most, groupCost(group, sharing)), 0);
     runner.grow(Math.min(dearest, runner.maxBudget));
-    for (const batch of packBatches(groups, { budget: runner.budget, sharePrefix })) {
+    for (const batch of packBatches(groups, { ...runner.packing, sharePrefix })) {
       if (signal?.aborted) return;
       await run(batch, members);
     }
@@ -84,7 +94,7 @@ export async function* streamJobs<T>(
       if (step === undefined || signal?.aborted) return;
       if (step.done) break;
       const job = step.value;
-      const own = job.group === null ? 0 : Math.max(groupCost(job.group, sharePrefix), MIN_SEQUENCE_ROWS);
+      const own = job.group === null ? 0 : Math.max(groupCost(job.group, sharing), MIN_SEQUENCE_ROWS);
       if (waiting.length > 0 && (cost + own > runner.budget || waiting.length >= MAX_WAITING)) yield* flush();
       waiting.push(job);
       cost += own;

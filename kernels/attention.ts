@@ -11,11 +11,12 @@
  * in blocks that begin at multiples of the block size *in the sequence*, wherever their rows lie, and a masked key
  * leaves every sum as it is: so a row's result does not depend on its company.
  *
- * - `subgroup` > 0: the workgroup is one subgroup, a block is one key a lane. Scores and probabilities go from lane to
- *   lane by broadcast; every load of k and v feeds `tileRows` FMAs.
+ * - `subgroup` > 0: the workgroup is one subgroup, a block is one key a lane. Queries and probabilities go from lane to
+ *   lane; every load of k and v feeds `tileRows` FMAs.
  * - `subgroup` = 0: 32 lanes, queries and probabilities in workgroup memory.
+ * Where a head is too wide for a driver's compiler, workgroups share its value columns (attentionColumns).
  */
-import { type AttentionVariant, attentionText } from "./attention-text.ts";
+import { type AttentionVariant, attentionColumns, attentionText } from "./attention-text.ts";
 import {
   type Binding,
   declareBindings,
@@ -44,6 +45,7 @@ const BINDINGS: readonly Binding[] = [
  */
 export function attention(variant: AttentionVariant): Kernel {
   const { heads, subgroup } = variant;
+  const { parts } = attentionColumns(variant);
   const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
 ${declareBindings(BINDINGS)}
 ${attentionText(variant)}`;
@@ -53,16 +55,19 @@ ${attentionText(variant)}`;
     wgsl,
     bindings: BINDINGS,
     subgroups: subgroup > 0,
-    grid: (tiles) => [tiles, heads, 1],
+    grid: (tiles) => [tiles, heads, parts],
   };
 }
 
-/** The variant that a target gets without tuning: as many rows a tile as the registers of a lane hold. */
+/** Sums a lane by subgroup size: SwiftShader (4) and llvmpipe (8) keep them in the cache as well as in registers. */
+const MOST_SUMS: Readonly<Record<number, number>> = { 4: 256, 8: 128 };
+
+/** The variant that a target gets without tuning: as many rows a tile as its lanes hold sums, from 4 to 8. */
 export function attentionDefaults(target: Target, headDim: number): Pick<AttentionVariant, "tileRows" | "subgroup"> {
   const subgroup = target.subgroupSize;
-  if (subgroup === 0) return { tileRows: 8, subgroup };
-  const columns = Math.ceil(headDim / subgroup);
-  return { tileRows: Math.max(4, Math.min(8, Math.floor(32 / columns))), subgroup };
+  const { columns } = attentionColumns({ headDim, subgroup });
+  const sums = MOST_SUMS[subgroup] ?? 32;
+  return { tileRows: Math.max(4, Math.min(8, Math.floor(sums / columns))), subgroup };
 }
 
 /** Cuts spans (R, 4) into tiles of consecutive rows of one sequence: (first row, rows). */
@@ -89,7 +94,7 @@ export function attentionTwin(
   buffers: Readonly<Record<string, TwinBuffer>>,
   tiles: number,
 ): void {
-  const { heads, kvHeads, headDim, scale, window } = variant;
+  const { heads, kvHeads, headDim, scale, softcap, window } = variant;
   const { q, kv, spans, tiles: tileList, out } = buffers;
   const kvStride = 2 * kvHeads * headDim;
   for (let tile = 0; tile < tiles; tile++) {
@@ -105,7 +110,8 @@ export function attentionTwin(
             Math.floor((h * kvHeads) / heads) * headDim;
           let score = 0;
           for (let e = 0; e < headDim; e++) score += q[query + e] * kv[at + e];
-          keys.push({ at, score: score * scale });
+          score *= scale;
+          keys.push({ at, score: softcap > 0 ? softcap * Math.tanh(score / softcap) : score });
         }
         const most = keys.reduce((max, key) => Math.max(max, key.score), Number.NEGATIVE_INFINITY);
         const total = keys.reduce((sum, key) => sum + Math.exp(key.score - most), 0);

@@ -6,127 +6,60 @@
 import { type AttentionVariant, attention, attentionTiles, attentionTwin } from "./attention.ts";
 import { floats, type KernelCase } from "./case.ts";
 import { lossCases } from "./cases-loss.ts";
+import { matmulCases } from "./cases-matmul.ts";
 import { scorerCases } from "./cases-scorer.ts";
 import { type CosineVariant, cosine, cosineTwin } from "./cosine.ts";
-import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
-import { type MatmulVariant, matmul, matmulTile, matmulTwin } from "./matmul.ts";
+import type { Target } from "./kernel.ts";
+import { type NormVariant, norm, normTwin } from "./norm.ts";
 import { seededRandom } from "./random.ts";
-import { type RmsNormVariant, rmsNorm, rmsNormTwin } from "./rms-norm.ts";
 import { type RopeVariant, rope, ropeTwin } from "./rope.ts";
 import { type RowGatherVariant, rowGather, rowGatherTwin } from "./row-gather.ts";
 import { type SpanMeanVariant, spanMean, spanMeanTwin } from "./span-mean.ts";
-import { weightRowWords } from "./weight-load.ts";
 
-/** `n` rows of `k` weights in storage form; f16 rows hold subnormals too. */
-function weights(random: () => number, weight: WeightType, n: number, k: number): TwinBuffer {
-  const words = n * weightRowWords(weight, k);
-  if (weight === "f32") return floats(random, words);
-  const half = () => {
-    const sign = random() < 0.5 ? 0x8000 : 0;
-    if (weight === "bf16") return sign | (0x3c00 + Math.floor(random() * 0x0380));
-    return sign | (random() < 0.2 ? Math.floor(random() * 0x400) : 0x2000 + Math.floor(random() * 0x1c00));
-  };
-  return Uint32Array.from({ length: words }, () => (half() | (half() << 16)) >>> 0);
-}
-
-function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCase {
-  const { k, n, weight, epilogue, bias, outStride } = variant;
-  return {
-    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}`,
-    kernel: matmul(variant),
-    rows,
-    offset,
-    buffers: () => {
-      const random = seededRandom(rows * 7919 + k * 31 + n);
-      const names = epilogue === "swiglu" ? ["gate", "up"] : ["weight"];
-      return {
-        x: floats(random, rows * k),
-        ...Object.fromEntries(names.map((name) => [name, weights(random, weight, n, k)])),
-        ...(bias
-          ? Object.fromEntries(names.map((name) => [name === "weight" ? "bias" : `${name}Bias`, floats(random, n)]))
-          : {}),
-        out: floats(random, rows * outStride),
-      };
-    },
-    twin: (buffers) => matmulTwin(variant, buffers, rows, offset),
-  };
-}
-
-function matmulCases(target: Target): KernelCase[] {
+function normCases(target: Target): KernelCase[] {
   const cases: KernelCase[] = [];
-  // The tile's own size: it is 0 where the adapter's is wider than the tile.
-  for (const subgroup of new Set([matmulTile(target, "store", 1).subgroup, 0])) {
-    const add = (rows: number, k: number, n: number, weight: WeightType, more: Partial<MatmulVariant> = {}) => {
-      const epilogue = more.epilogue ?? "store";
-      const variant = {
-        k,
-        n,
-        weight,
-        epilogue,
-        bias: false,
-        outStride: n,
-        outOffset: 0,
-        ...matmulTile(target, epilogue, n),
-        ...more,
-        subgroup,
-      };
-      cases.push(matmulCase(variant, rows));
-    };
-    for (const rows of [1, 3, 57, 63, 64, 65, 1001]) add(rows, 64, 65, "bf16");
-    for (const k of [1, 3, 57, 63, 64, 65, 1001]) add(5, k, 33, "bf16");
-    for (const k of [2, 9, 172]) for (const weight of ["f32", "f16"] as const) add(5, k, 33, weight);
-    for (const n of [1, 3, 57, 63, 64, 129, 1001]) add(9, 40, n, "f32");
-    for (const epilogue of ["store", "add", "swiglu"] as const) {
-      for (const weight of ["f32", "bf16", "f16"] as const)
-        add(11, 96, 130, weight, { epilogue, bias: weight !== "f32" });
-    }
-    add(10, 64, 70, "bf16", { outStride: 200, outOffset: 101, epilogue: "swiglu" });
-    // The rows of a split dispatch: the others are left as they are.
-    const whole = {
-      k: 40,
-      n: 65,
-      weight: "bf16",
-      epilogue: "store",
-      bias: false,
-      outStride: 65,
-      outOffset: 0,
-    } as const;
-    cases.push(matmulCase({ ...whole, ...matmulTile(target, "store", 65), subgroup }, 61, 24));
-    for (const [tileRows, tileCols] of [
-      [1, 1],
-      [4, 4],
-      [16, 2],
-    ] as const) {
-      add(21, 48, 77, "bf16", { tileRows, tileCols });
-    }
-  }
-  return cases;
-}
-
-function rmsNormCases(target: Target): KernelCase[] {
-  const cases: KernelCase[] = [];
+  const plain = { kind: "rms", eps: 1e-5, weightOffset: 0, bias: false, groups: 1, output: "store" } as const;
+  const gemma = { kind: "rms", weightOffset: 1 } as const;
+  const layer = { kind: "layer", bias: true } as const;
   for (const subgroup of new Set([target.subgroupSize, 0])) {
-    for (const [rows, d] of [
-      [1, 1],
-      [3, 57],
-      [64, 64],
-      [65, 192],
-      [2, 1001],
-      [33000, 3],
-    ] as const) {
+    for (const [rows, d, more] of [
+      [3, 57, {}],
+      [64, 64, gemma],
+      [2, 1001, { bias: true }],
+      [65, 192, { output: "add" }],
+      [5, 57, { ...gemma, output: "add" }],
+      [7, 64, { ...gemma, groups: 3, stride: 200, output: "inPlace" }],
+      [33, 80, { groups: 2, output: "inPlace" }],
+      [4, 3, { groups: 5, stride: 16 }],
+      [1, 1, { ...layer, groups: 2 }],
+      [65, 64, layer],
+      [2, 1001, layer],
+      [3, 65, { ...layer, groups: 2, stride: 131, output: "add" }],
+      [9, 57, { kind: "layer", groups: 2, stride: 120, output: "inPlace" }],
+      [33000, 3, {}],
+      [33000, 3, { output: "add" }],
+      [11000, 3, { groups: 3, stride: 10, output: "inPlace" }],
+      [1, 1, {}],
+    ] as const satisfies readonly (readonly [number, number, Partial<NormVariant>])[]) {
+      const variant: NormVariant = { ...plain, d, stride: d * ("groups" in more ? more.groups : 1), ...more, subgroup };
+      const { kind, weightOffset, groups, stride, output } = variant;
       // The tree is slow on software adapters; the many rows are there for the grid, which both variants share.
-      if (rows > 32768 && subgroup !== target.subgroupSize) continue;
-      const variant: RmsNormVariant = { d, eps: 1e-5, subgroup };
+      if (rows > 10000 && subgroup !== target.subgroupSize) continue;
       cases.push({
-        title: `${rows} x ${d} subgroup ${subgroup}`,
-        kernel: rmsNorm(variant),
+        title: `${kind} ${rows} x ${groups} x ${d} of ${stride}, ${output}${weightOffset ? ", weight + 1" : ""}${variant.bias ? ", bias" : ""}, subgroup ${subgroup}`,
+        kernel: norm(variant),
         rows,
         offset: 0,
         buffers: () => {
           const random = seededRandom(rows + d);
-          return { x: floats(random, rows * d, 30), weight: floats(random, d), out: new Float32Array(rows * d) };
+          return {
+            x: floats(random, rows * stride, 30),
+            weight: floats(random, d),
+            ...(variant.bias ? { bias: floats(random, d) } : {}),
+            ...(output === "inPlace" ? {} : { out: floats(random, rows * groups * d) }),
+          };
         },
-        twin: (buffers) => rmsNormTwin(variant, buffers, rows),
+        twin: (buffers) => normTwin(variant, buffers, rows),
       });
     }
   }
@@ -136,22 +69,24 @@ function rmsNormCases(target: Target): KernelCase[] {
 function ropeCases(): KernelCase[] {
   return (
     [
-      [1, { heads: 1, headDim: 2, stride: 2 }],
-      [57, { heads: 3, headDim: 10, stride: 64 }],
-      [65, { heads: 2, headDim: 64, stride: 128 }],
+      [1, { heads: 1, headDim: 2, rotary: 2, stride: 2 }],
+      [57, { heads: 3, headDim: 10, rotary: 10, stride: 64 }],
+      [9, { heads: 2, headDim: 7, rotary: 2, stride: 15 }],
+      [57, { heads: 4, headDim: 80, rotary: 32, stride: 400 }],
+      [65, { heads: 2, headDim: 64, rotary: 64, stride: 128 }],
     ] as const satisfies readonly (readonly [number, RopeVariant])[]
   ).map(([rows, variant]) => ({
-    title: `${rows} rows, ${variant.heads} heads of ${variant.headDim}, stride ${variant.stride}`,
+    title: `${rows} rows, ${variant.rotary} of ${variant.heads} heads of ${variant.headDim}, stride ${variant.stride}`,
     kernel: rope(variant),
     rows,
     offset: 0,
     buffers: () => {
       const random = seededRandom(rows);
-      const spans = Uint32Array.from({ length: rows * 4 }, (_, i) => (i % 4 === 3 ? Math.floor(random() * 100) : 0));
-      const table = Float32Array.from({ length: 100 * variant.headDim }, (_, i) =>
+      const turns = Uint32Array.from({ length: rows }, () => Math.floor(random() * 100));
+      const table = Float32Array.from({ length: 100 * variant.rotary }, (_, i) =>
         i % 2 === 0 ? Math.cos(i) : Math.sin(i - 1),
       );
-      return { x: floats(random, rows * variant.stride), spans, table };
+      return { x: floats(random, rows * variant.stride), turns, table };
     },
     twin: (buffers) => ropeTwin(variant, buffers, rows),
   }));
@@ -285,35 +220,42 @@ function attentionCases(target: Target): KernelCase[] {
   const layouts = [[0, 1], [3, 57, 1, 2], [0, 65], [33, 5, 31, 1], [64]] as const;
   const { spans, rows } = packedSpans(layouts);
   for (const subgroup of new Set([target.subgroupSize, 0])) {
-    for (const [heads, kvHeads, headDim, window, tileRows] of [
+    // Heads, of keys, head size, window, rows a tile; bound of the scores, size of the numbers.
+    const shapes: readonly (readonly number[])[] = [
       [1, 1, 2, 0, 1],
       [4, 2, 16, 0, 4],
       [4, 4, 10, 8, 3],
       [6, 2, 32, 0, 8],
+      [2, 1, 32, 0, 4, 5, 0.3],
+      [2, 1, 32, 1000, 4, 50, 10],
+      [3, 1, 66, 8, 8, 5, 20],
+      [1, 1, 256, 0, 4, 50],
+      // The text without subgroups is the same for all wider heads, and slow to compile.
+      ...(subgroup > 0
+        ? [
+            [3, 3, 6, 0, 2],
+            [3, 3, 72, 0, 4],
+            [3, 3, 80, 0, 4],
+            [2, 1, 128, 40, 2],
+          ]
+        : []),
+      ...(subgroup > 0 ? [96, 112, 160, 192, 320, 330, 512].map((headDim) => [2, 1, headDim, headDim % 50, 1]) : []),
       [2, 1, 64, 1, 4],
-      [3, 3, 80, 0, 4],
-      [2, 1, 128, 40, 2],
-    ] as const) {
-      const variant: AttentionVariant = {
-        heads,
-        kvHeads,
-        headDim,
-        scale: 1 / Math.sqrt(headDim),
-        window,
-        tileRows,
-        subgroup,
-      };
+    ];
+    for (const [heads, kvHeads, headDim, window, tileRows, softcap = 0, size = 3] of shapes) {
+      const scale = 1 / Math.sqrt(headDim);
+      const variant: AttentionVariant = { heads, kvHeads, headDim, scale, softcap, window, tileRows, subgroup };
       const tiles = attentionTiles(spans, rows, tileRows);
       cases.push({
-        title: `${rows} packed rows, ${heads}/${kvHeads} heads of ${headDim}, window ${window}, tile ${tileRows}, subgroup ${subgroup}`,
+        title: `${rows} packed rows, ${heads}/${kvHeads} heads of ${headDim}, window ${window}${softcap > 0 ? `, bound ${softcap} of numbers to ${size}` : ""}, tile ${tileRows}, subgroup ${subgroup}`,
         kernel: attention(variant),
         rows: tiles.length / 2,
         offset: 0,
         buffers: () => {
           const random = seededRandom(headDim);
           return {
-            q: floats(random, rows * heads * headDim, 3),
-            kv: floats(random, rows * 2 * kvHeads * headDim, 3),
+            q: floats(random, rows * heads * headDim, size),
+            kv: floats(random, rows * 2 * kvHeads * headDim, size),
             spans,
             tiles,
             out: new Float32Array(rows * heads * headDim),
@@ -330,7 +272,7 @@ function attentionCases(target: Target): KernelCase[] {
 export function kernelCases(target: Target): KernelCase[] {
   return [
     ...matmulCases(target),
-    ...rmsNormCases(target),
+    ...normCases(target),
     ...ropeCases(),
     ...rowGatherCases(),
     ...spanMeanCases(),

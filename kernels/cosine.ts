@@ -2,7 +2,7 @@
  * cosine: out[r] = (a . b / max(|a| |b|, 1e-8), finite), for the pair r of rows a = x[pairs[r].x], b = x[pairs[r].y].
  *
  * `finite` is 1 where every element of both rows is finite, else 0: judged on the bits, since an implementation may
- * assume that NaN and infinity do not occur. One workgroup a pair; variants as in rmsNorm.
+ * assume that NaN and infinity do not occur. One workgroup a pair; variants as in norm.
  */
 import {
   type Binding,

@@ -21,7 +21,8 @@ export interface GeluVariant {
   readonly dropout: DropoutVariant;
 }
 
-const NORMAL_CDF = `fn normalCdf(x: f32) -> f32 {
+/** WGSL: `normalCdf(x)`. */
+export const NORMAL_CDF = `fn normalCdf(x: f32) -> f32 {
   let a = abs(x) * 0.70710678118654752;
   let t = 1.0 / fma(0.3275911, a, 1.0);
   let p = t * fma(t, fma(t, fma(t, fma(t, 1.061405429, -1.453152027), 1.421413741), -0.284496736), 0.254829592);

@@ -6,8 +6,11 @@
  * dim, F ffn, K inner and N outer size of a matmul.
  */
 
-/** How weights are stored. `bf16` and `f16` stay packed, two along k in a u32, the first in the low half. */
-export type WeightType = "f32" | "bf16" | "f16";
+/**
+ * How weights are stored. `bf16` and `f16` stay packed, two along k in a u32, the first in the low half. `int8` and
+ * `int4` are quants with a scale for each group along k, as quantise.ts makes them; weight-load.ts has their layout.
+ */
+export type WeightType = "f32" | "bf16" | "f16" | "int8" | "int4";
 
 export interface Binding {
   readonly name: string;

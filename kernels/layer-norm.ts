@@ -5,7 +5,7 @@
  * layerNormGrad: with g = dout * weight, dresidual = rstd * (g - mean(g) - xhat * mean(g * xhat)), dbranch = dropout of it.
  * (The gradients of weight and bias are column sums of dout * xhat and of dout.)
  *
- * One workgroup a row, variants as in rmsNorm. The variance is that of the centred row: its mean may be far from 0.
+ * One workgroup a row, variants as in norm. The variance is that of the centred row: its mean may be far from 0.
  */
 
 import {

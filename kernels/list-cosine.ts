@@ -3,7 +3,7 @@
  * listCosineGrad: with g = grads[r], s the cosine, n = y / |y|: dy_r = (g n_a - g s n_r) / |y_r| for a candidate,
  * dy_a = sum_r (g n_r - g s n_a) / |a| over the candidates for the instruction.
  *
- * listCosine: one workgroup a row, variants as in rmsNorm. listCosineGrad: one lane an element.
+ * listCosine: one workgroup a row, variants as in norm. listCosineGrad: one lane an element.
  */
 import { elementKernel } from "./element.ts";
 import {

@@ -4,7 +4,7 @@
  * status = (clip factor, halted). The factor is min(1, clip / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_ has it;
  * clip = 0 is none. A loss or a norm that is not finite halts: `halted` stays 1 from then on.
  *
- * squareSum: a fixed number of workgroups, variants as in rmsNorm. stepStatus: one lane, sums in blocks of 256.
+ * squareSum: a fixed number of workgroups, variants as in norm. stepStatus: one lane, sums in blocks of 256.
  */
 import {
   type Binding,

@@ -1,6 +1,6 @@
 /** Timed training steps on features of random numbers, with the matmul that the same adapter reaches in the same run. */
 import type { Engine } from "../engine/model.ts";
-import { sumBytes } from "../engine/plan.ts";
+import { sumBytes } from "../engine/planned-buffer.ts";
 import { timeKernel } from "../engine/run-kernel.ts";
 import { matmul, matmulTile } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";

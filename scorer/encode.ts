@@ -1,5 +1,6 @@
 /** From a list to the token sequences of its states. */
 import type { SequenceGroup } from "../engine/batch.ts";
+import { lengthLimit } from "../engine/decoder.ts";
 import { checkLength } from "../engine/hidden-states.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import type { RunPooling } from "../engine/plan.ts";
@@ -94,7 +95,7 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
       const encoded = encodeGuarded(list);
       checkLength(
         encoded.prompt.length,
-        maxPositions,
+        files.spec.config,
         "the prompt",
         "shorten the instruction: --truncate cuts responses only",
       );
@@ -112,7 +113,7 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
           if (!options.truncate || responseStart >= maxPositions - (endToken === undefined ? 0 : 1)) {
             throw new StratumError(
               "list/too-long",
-              `candidate ${index} has ${ids.length} tokens with its prompt of ${encoded.prompt.length}; the model has ${maxPositions} positions`,
+              `candidate ${index} has ${ids.length} tokens with its prompt of ${encoded.prompt.length}; ${lengthLimit(files.spec.config)}`,
               options.truncate
                 ? "the prompt alone fills the model: shorten it"
                 : "shorten it, or cut responses with --truncate",

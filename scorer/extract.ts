@@ -65,7 +65,8 @@ interface Pending {
 export async function createExtractor(model: Model, options: ExtractOptions): Promise<Extractor> {
   const { layers, tokens, batchTokens, sharePrefix = true } = options;
   const { files } = model;
-  const { vocab, maxPositions, hiddenSize } = files.spec.config;
+  const { config } = files.spec;
+  const { vocab, maxPositions, hiddenSize } = config;
   const runner = await createRunner(model.loaded, {
     layers,
     output: tokens === "last" ? "pooled" : "all",
@@ -85,7 +86,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     const ids = line.kind === "ids" ? line.ids : encodeText(await files.tokenizer(), line.text);
     const cut = options.truncate && ids.length > maxPositions;
     const kept = cut ? ids.slice(0, maxPositions) : ids;
-    checkLength(kept.length, maxPositions, "the sequence", "shorten it, or cut it with --truncate");
+    checkLength(kept.length, config, "the sequence", "shorten it, or cut it with --truncate");
     checkIds(kept, vocab);
     return { group: { sequences: [kept] }, notes: cut ? { truncated: [0] } : {} };
   }

@@ -24,6 +24,8 @@ export interface CacheRequest extends Omit<FeatureOptions, "onLeftOut"> {
   readonly model: () => Promise<Model>;
   /** The model's directory: sizes and times of its files are a part of the key. */
   readonly directory: string;
+  /** `id@commit` of a model of the hub: takes the place of its files, of which a deeper layer needs more. */
+  readonly commit?: string | undefined;
   /** Of the model. */
   readonly fingerprint: string;
   /** The adapter's name: a state is the same bit for bit on one adapter only. */
@@ -159,7 +161,7 @@ async function commonIngredients(request: CacheRequest): Promise<Ingredients> {
     entry: ENTRY_VERSION,
     version: request.version,
     adapter: request.adapter,
-    model: { fingerprint, files: await modelFiles(request.directory) },
+    model: { fingerprint, files: request.commit ?? (await modelFiles(request.directory)) },
     pooling,
     system,
     date,

@@ -5,7 +5,7 @@
 import type { DeviceBuffer, DeviceLimits } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { dispatch, type Pipeline } from "../engine/pipelines.ts";
-import type { PlannedBuffer } from "../engine/plan.ts";
+import type { PlannedBuffer } from "../engine/planned-buffer.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";

@@ -6,7 +6,7 @@
 import type { Device, DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { type BoundBuffer, dispatch, type Pipeline } from "../engine/pipelines.ts";
-import type { PlannedBuffer } from "../engine/plan.ts";
+import type { PlannedBuffer } from "../engine/planned-buffer.ts";
 import { columnSum } from "../kernels/column-sum.ts";
 import { type DropoutVariant, NO_DROPOUT } from "../kernels/dropout.ts";
 import { dropoutRows } from "../kernels/dropout-rows.ts";

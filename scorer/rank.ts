@@ -7,7 +7,7 @@ import type { DeviceBuffer } from "../engine/device.ts";
 import { fingerprint } from "../engine/fingerprint.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { createRunner, type Runner, type SequencePair } from "../engine/runner.ts";
-import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
+import { checkFits, type Job, type Packer, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { arraySource } from "./feature-source.ts";
@@ -81,7 +81,7 @@ export type EncodedLine =
 export async function* encodeLines(
   lines: AsyncIterable<ListLine>,
   encoder: ListEncoder,
-  budget: Pick<Runner, "maxBudget">,
+  packer: Packer,
   sharePrefix: boolean,
   scored = false,
 ): AsyncGenerator<EncodedLine> {
@@ -93,7 +93,7 @@ export async function* encodeLines(
     try {
       if (scored) checkListLength(line.list.candidates.length);
       const encoded = encoder.encode(line.list);
-      checkFits(encoded.group, budget, sharePrefix);
+      checkFits(encoded.group, packer, sharePrefix);
       yield { line, encoded, error: null };
     } catch (thrown) {
       if (!(thrown instanceof StratumError)) throw thrown;

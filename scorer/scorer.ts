@@ -5,7 +5,7 @@
 import type { DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { dispatch } from "../engine/pipelines.ts";
-import { checkPlan, type PlannedBuffer } from "../engine/plan.ts";
+import { checkPlan, type PlannedBuffer } from "../engine/planned-buffer.ts";
 import { canonicalOrder } from "../kernels/canonical-order.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";

@@ -3,7 +3,7 @@
  * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
  */
 import type { Engine } from "../engine/model.ts";
-import { checkPlan, sumBytes } from "../engine/plan.ts";
+import { checkPlan, sumBytes } from "../engine/planned-buffer.ts";
 import { StratumError } from "../errors.ts";
 import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";

@@ -5,7 +5,7 @@
 import type { DeviceBuffer, DeviceLimits } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { dispatch } from "../engine/pipelines.ts";
-import type { PlannedBuffer } from "../engine/plan.ts";
+import type { PlannedBuffer } from "../engine/planned-buffer.ts";
 import { ADAMW_HYPER, adamw } from "../kernels/adamw.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { LIST_LOSS_AUX_BYTES, type LossName, listLoss, listLossDefaults } from "../kernels/list-loss.ts";

@@ -4,12 +4,25 @@
  * computed need not even exist.
  */
 
+import { existsSync } from "node:fs";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import { isJsonObject, isSystemError, readJsonFile, show, unreadable } from "./json.ts";
 import { newReadLog, openSafetensors, type ReadLog, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
-import { type RowRange, readTensorRows } from "./tensor-rows.ts";
+import { type RowRange, readTensorColumns, readTensorRows } from "./tensor-rows.ts";
+
+/** Where the files of a model come from that are not on disk yet. */
+export interface RemoteFiles {
+  /** The model's name, for messages. */
+  readonly name: string;
+  /** Names of all the model's files. */
+  list(): Promise<readonly string[]>;
+  /** Puts files into the folder; those that are there already are no work. */
+  fetch(files: readonly string[]): Promise<void>;
+  /** The tensors of a safetensors file, without fetching it. */
+  tensors(file: string): Promise<ReadonlyMap<string, TensorInfo>>;
+}
 
 /** An open model folder. Reads may run at the same time; none may follow `close`. */
 export interface Checkpoint extends AsyncDisposable {
@@ -20,8 +33,13 @@ export interface Checkpoint extends AsyncDisposable {
   names(): Iterable<string>;
   /** Whether the checkpoint lists a tensor; opens no shard. */
   has(name: string): boolean;
-  /** Dtype and shape; opens the tensor's shard. */
+  /** Dtype and shape; opens the tensor's shard, or asks for the header of one that is not on disk. */
   info(name: string): Promise<TensorInfo>;
+  /**
+   * Has the files that hold these tensors on disk before any is read: together, so that how much is to come is known. What
+   * was not required is fetched by the read that meets it. Of a model that is on disk this does nothing.
+   */
+  require(names: readonly string[]): Promise<void>;
   /** A whole tensor, in a buffer of its own that begins at offset 0. */
   read(name: string): Promise<Uint8Array<ArrayBuffer>>;
   /**
@@ -31,6 +49,12 @@ export interface Checkpoint extends AsyncDisposable {
    * @throws StratumError `model/not-a-matrix`, `model/row-out-of-range`
    */
   readRows(name: string, rows: readonly number[] | RowRange): Promise<Uint8Array<ArrayBuffer>>;
+  /**
+   * Neighbouring columns of a (rows, columns) tensor, (rows, count).
+   *
+   * @throws StratumError `model/not-a-matrix`, `model/column-out-of-range`
+   */
+  readColumns(name: string, columns: RowRange): Promise<Uint8Array<ArrayBuffer>>;
   /** Closes all files; again is no error. */
   close(): Promise<void>;
 }
@@ -43,31 +67,48 @@ const INDEX_BYTES = 2 ** 26;
 const NOT_A_MODEL = new Set(["adapter_model.safetensors"]);
 
 /**
- * Opens the weights of a model folder. Links to the files themselves are followed (the hub cache is made of them); names
+ * Opens the weights of a model folder. With `remote`, files that the folder lacks are fetched when a tensor of them is
+ * read, and not before. Links to the files themselves are followed (the hub cache is made of them); names
  * in an index that point anywhere else are refused.
  *
  * The reading methods throw `model/missing-tensor`, `model/missing-shard`, `model/bad-index`, and what
  * {@link openSafetensors} throws.
  *
  * @throws StratumError `model/missing`, `model/not-a-directory`, `model/no-weights`, `model/ambiguous-weights`,
- *   `model/bad-index`, and for a single file what {@link openSafetensors} throws
+ *   `model/bad-index`, for a single file what {@link openSafetensors} throws, and what `remote` throws
  */
-export async function openCheckpoint(directory: string): Promise<Checkpoint> {
+export async function openCheckpoint(directory: string, remote?: RemoteFiles): Promise<Checkpoint> {
   const files = await listFolder(directory);
   const log = newReadLog();
   if (!files.includes(SINGLE) && files.includes(INDEX)) {
-    return shardedCheckpoint(directory, await readIndex(directory), log);
+    return shardedCheckpoint(directory, await readIndex(directory), log, remote);
+  }
+  if (remote !== undefined && !files.includes(SINGLE)) {
+    const file = onlyWeightFile(remote.name, [...new Set([...files, ...(await remote.list())])]);
+    if (!files.includes(file)) {
+      const tensors = await remote.tensors(file);
+      const shardOf = new Map([...tensors.keys()].map((name) => [name, file]));
+      return shardedCheckpoint(directory, shardOf, log, remote, new Map([[file, Promise.resolve(tensors)]]));
+    }
   }
   const file = await openSafetensors(join(directory, onlyWeightFile(directory, files)), log);
-  return checkpointOf(directory, file.tensors, async () => file, file.close, log);
+  return checkpointOf(directory, file.tensors, { fileOf: async () => file, close: file.close }, log);
 }
 
-function shardedCheckpoint(directory: string, shardOf: ReadonlyMap<string, string>, log: ReadLog): Checkpoint {
+/** @param headers of shards that are not on disk */
+function shardedCheckpoint(
+  directory: string,
+  shardOf: ReadonlyMap<string, string>,
+  log: ReadLog,
+  remote?: RemoteFiles,
+  headers = new Map<string, Promise<ReadonlyMap<string, TensorInfo>>>(),
+): Checkpoint {
   const opened = new Map<string, Promise<SafetensorsFile>>();
   let closed = false;
 
   async function openShard(shard: string, name: string): Promise<SafetensorsFile> {
     try {
+      await remote?.fetch([shard]);
       return await openSafetensors(join(directory, shard), log);
     } catch (error) {
       // So that a shard that is fetched meanwhile is found by the next try.
@@ -89,11 +130,37 @@ function shardedCheckpoint(directory: string, shardOf: ReadonlyMap<string, strin
     opened.set(shard, opening);
     const file = await opening;
     if (file.tensors.has(name)) return file;
-    throw new StratumError(
+    throw notInShard(shard, name);
+  }
+
+  function notInShard(shard: string, name: string): StratumError {
+    return new StratumError(
       "model/bad-index",
       `${join(directory, shard)} has no tensor ${show(name)}, though ${INDEX} says so`,
       "the index and the shards are of different models or revisions: download the model again",
     );
+  }
+
+  /** A tensor of a shard that is on disk, or else of its header. */
+  async function infoOf(name: string): Promise<TensorInfo> {
+    const shard = shardOf.get(name) ?? "";
+    if (remote === undefined || opened.has(shard) || existsSync(join(directory, shard))) {
+      return (await fileOf(name)).info(name);
+    }
+    const asking = headers.get(shard) ?? remote.tensors(shard);
+    headers.set(shard, asking);
+    try {
+      const info = (await asking).get(name);
+      if (info !== undefined) return info;
+    } catch (error) {
+      headers.delete(shard);
+      throw error;
+    }
+    throw notInShard(shard, name);
+  }
+
+  async function require(names: readonly string[]): Promise<void> {
+    await remote?.fetch([...new Set(names.flatMap((name) => shardOf.get(name) ?? []))]);
   }
 
   async function close(): Promise<void> {
@@ -102,18 +169,27 @@ function shardedCheckpoint(directory: string, shardOf: ReadonlyMap<string, strin
     await Promise.all(results.map((result) => (result.status === "fulfilled" ? result.value.close() : undefined)));
   }
 
-  return checkpointOf(directory, shardOf, fileOf, close, log);
+  return checkpointOf(directory, shardOf, { fileOf, infoOf, require, close }, log);
+}
+
+/** Where the tensors of a checkpoint lie. */
+interface TensorFiles {
+  fileOf(name: string): Promise<SafetensorsFile>;
+  /** Default: from the tensor's file. */
+  infoOf?(name: string): Promise<TensorInfo>;
+  /** Default: nothing is to be done. */
+  require?(names: readonly string[]): Promise<void>;
+  close(): Promise<void>;
 }
 
 function checkpointOf(
   directory: string,
   listed: ReadonlyMap<string, unknown>,
-  fileOf: (name: string) => Promise<SafetensorsFile>,
-  close: () => Promise<void>,
+  files: TensorFiles,
   log: ReadLog,
 ): Checkpoint {
-  async function find(name: string): Promise<SafetensorsFile> {
-    if (listed.has(name)) return fileOf(name);
+  function checkListed(name: string): void {
+    if (listed.has(name)) return;
     const near = nearestNames(name, listed.keys());
     throw new StratumError(
       "model/missing-tensor",
@@ -121,14 +197,25 @@ function checkpointOf(
       "check that config.json and the weights belong to the same model",
     );
   }
+  async function find(name: string): Promise<SafetensorsFile> {
+    checkListed(name);
+    return files.fileOf(name);
+  }
+  async function info(name: string): Promise<TensorInfo> {
+    checkListed(name);
+    return files.infoOf?.(name) ?? (await files.fileOf(name)).info(name);
+  }
+  const { close } = files;
   return {
     directory,
     log,
     names: () => listed.keys(),
     has: (name) => listed.has(name),
-    info: async (name) => (await find(name)).info(name),
+    info,
+    require: async (names) => files.require?.(names),
     read: async (name) => (await find(name)).read(name),
     readRows: async (name, rows) => readTensorRows(await find(name), name, rows),
+    readColumns: async (name, columns) => readTensorColumns(await find(name), name, columns),
     close,
     [Symbol.asyncDispose]: close,
   };

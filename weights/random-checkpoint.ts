@@ -11,7 +11,7 @@ import type { Checkpoint } from "./checkpoint.ts";
 import { encodeFloats, type FloatDtype, isFloatDtype } from "./floats.ts";
 import { show } from "./json.ts";
 import type { SafetensorsFile, TensorInfo } from "./safetensors.ts";
-import { readTensorRows } from "./tensor-rows.ts";
+import { readTensorColumns, readTensorRows } from "./tensor-rows.ts";
 
 const DEVIATION = 0.02;
 
@@ -98,8 +98,11 @@ export function randomCheckpoint(checkpoint: Checkpoint, seed: number): Checkpoi
     names: () => checkpoint.names(),
     has: (name) => checkpoint.has(name),
     info: (name) => checkpoint.info(name),
+    // Nothing of a file is read but its header.
+    require: async () => undefined,
     read: async (name) => (await drawn(name)).read(name),
     readRows: async (name, rows) => readTensorRows(await drawn(name), name, rows),
+    readColumns: async (name, columns) => readTensorColumns(await drawn(name), name, columns),
     close: () => checkpoint.close(),
     [Symbol.asyncDispose]: () => checkpoint.close(),
   };

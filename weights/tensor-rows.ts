@@ -1,4 +1,4 @@
-/** Rows of a matrix in a file (embeddings of the tokens at hand), without reading the rest. */
+/** Rows and columns of a matrix in a file (embeddings of the tokens at hand), without reading the rest. */
 
 import { StratumError } from "../errors.ts";
 import { show } from "./json.ts";
@@ -57,6 +57,39 @@ export async function readTensorRows(
   return asked;
 }
 
+/**
+ * Reads neighbouring columns of a (rows, columns) tensor, (rows, count), the bytes of each once.
+ *
+ * @throws StratumError `model/not-a-matrix`, `model/column-out-of-range`, and what reading throws
+ */
+export async function readTensorColumns(
+  file: SafetensorsFile,
+  name: string,
+  { start, count }: RowRange,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const info = file.info(name);
+  const rowBytes = bytesPerRow(info, file.path);
+  const [rows = 0, columns = 0] = info.shape;
+  if (!isSize(start) || !isSize(count) || start + count > columns || rowBytes % columns !== 0) {
+    throw new StratumError(
+      "model/column-out-of-range",
+      `${file.path}: tensor ${show(name)} ${show(info.shape)} of ${info.dtype}; asked for ${count} columns from ${start} on`,
+      "check that config.json and the weights belong to the same model",
+    );
+  }
+  if (count === columns) return file.readRange(name, 0, rows * rowBytes);
+  const size = rowBytes / columns;
+  const found = new Uint8Array(rows * count * size);
+  for (let i = 0; i < rows; i += READS_AT_ONCE) {
+    const reads = Array.from({ length: Math.min(READS_AT_ONCE, rows - i) }, (_, j) => {
+      const at = (i + j) * count * size;
+      return file.readInto(name, (i + j) * rowBytes + start * size, found.subarray(at, at + count * size));
+    });
+    await Promise.all(reads);
+  }
+  return found;
+}
+
 function isRowRange(rows: readonly number[] | RowRange): rows is RowRange {
   return !Array.isArray(rows);
 }
@@ -73,9 +106,10 @@ function neighbours(sorted: readonly number[]): RowRange[] {
 }
 
 function bytesPerRow(info: TensorInfo, path: string): number {
-  const [, columns] = info.shape;
-  const bits = DTYPE_BITS[info.dtype] * (columns ?? 0);
-  if (info.shape.length === 2 && bits % 8 === 0) return bits / 8;
+  // A vector has rows of one element.
+  const [, columns = 1] = info.shape;
+  const bits = DTYPE_BITS[info.dtype] * columns;
+  if ((info.shape.length === 1 || info.shape.length === 2) && bits % 8 === 0) return bits / 8;
   throw new StratumError(
     "model/not-a-matrix",
     `${path}: tensor ${show(info.name)} is ${info.dtype} ${show(info.shape)}, not a matrix with rows of whole bytes`,

@@ -84,8 +84,8 @@ const MODEL_FAULTS: readonly ModelFault[] = [
   {
     name: "another kind of rotary embedding",
     code: "config/unsupported-rope",
-    harm: config({ rope_scaling: { rope_type: "yarn", factor: 4 } }),
-    says: /"yarn".*llama3/,
+    harm: config({ rope_scaling: { rope_type: "ntk", factor: 4 } }),
+    says: /"ntk".*llama3/,
   },
   {
     name: "weights of another size than config.json says",

@@ -52,6 +52,10 @@ describe("inspect --json", () => {
       layers: 6,
       vocab: 4096,
       maxPositions: 512,
+      norm: { kind: "rms", eps: 1e-5, weightOffset: 0 },
+      activation: "silu",
+      softcap: null,
+      ropes: [{ type: "default", theta: 10000, dims: 32 }],
     });
     expect(found.tokenizer).toEqual({ vocabulary: 4096, bos: "<|bos|>", eos: "<|eos|>", adds_bos: true });
     expect(found.chat_template).toBe(true);
@@ -85,6 +89,22 @@ describe("inspect --json", () => {
       F16: { tensors: 3, parameters: total(of("up_proj.weight")), bytes: 2 * total(of("up_proj.weight")) },
       BF16: { tensors: 3, parameters: total(of("q_proj.weight")), bytes: 2 * total(of("q_proj.weight")) },
     });
+  });
+
+  it("says how positions come in, and where attention has a window", async () => {
+    const entries = { model_type: "qwen2", use_sliding_window: true, max_window_layers: 2, sliding_window: 7 };
+    const rope_scaling = { rope_type: "linear", factor: 4 };
+    await using model = await writeTinyModel({ biases: true, config: { ...entries, rope_scaling } });
+    const found = await inspect(model.directory);
+    expect(found.config).toMatchObject({
+      modelType: "qwen2",
+      ropes: [{ type: "linear", theta: 10000, dims: 16, factor: 4 }],
+    });
+    const run = await stratum(["inspect", model.directory]);
+    expect([run.code, run.stderr]).toEqual([0, ""]);
+    expect(run.stdout).toMatch(/^family +qwen2$/m);
+    expect(run.stdout).toMatch(/^attention +4 heads of 16, 2 for keys and values, window 7 in 1 of 3 blocks$/m);
+    expect(run.stdout).toMatch(/^positions +256, rope theta 10000, linear scaling by 4$/m);
   });
 
   it("is a table without --json, and opens no adapter", async () => {

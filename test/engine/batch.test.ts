@@ -2,12 +2,12 @@ import { describe, expect, it } from "vitest";
 import {
   type Batch,
   groupCost,
+  MIN_SEQUENCE_ROWS,
   type PackedSequence,
   packBatches,
   rowOf,
   type SequenceGroup,
 } from "../../engine/batch.ts";
-import { MIN_SEQUENCE_ROWS } from "../../engine/plan.ts";
 import { randomGroups } from "../support/states.ts";
 
 const group = (...sequences: number[][]): SequenceGroup => ({
@@ -57,6 +57,17 @@ describe("one batch", () => {
     const [batch] = packBatches([group([1, 2]), group([1, 2])], { budget: 50 });
     expect([...batch.ids]).toEqual([1, 2, 1, 2]);
     expect(batch.sequences.map(({ prefixLength }) => prefixLength)).toEqual([0, 0]);
+  });
+
+  it("sequences past the length from which a model turns otherwise share with each other alone", () => {
+    const [short, long] = [[group([1, 2, 3], [1, 2, 4])], [group([1, 2, 3, 4], [1, 2, 3, 5])]];
+    const mixed = [group([1, 2, 3], [1, 2, 3, 4])];
+    const rows = (groups: SequenceGroup[], longFrom: number | null) =>
+      packBatches(groups, { budget: 50, longFrom }).map(({ ids }) => ids.length);
+    expect([rows(short, 3), rows(long, 3), rows(mixed, 3)]).toEqual([[4], [5], [7]]);
+    expect([rows(mixed, 2), rows(mixed, 4), rows(mixed, null)]).toEqual([[4], [4], [4]]);
+    for (const [groups, longFrom] of [[short, 3] as const, [mixed, 3] as const, [mixed, null] as const])
+      expect(groupCost(groups[0], { longFrom })).toBe(costOf(packBatches(groups, { budget: 1e9, longFrom })[0]));
   });
 
   it("nothing to pack: no batch", () => {
@@ -166,7 +177,7 @@ describe("random lists", () => {
         for (const [i, piece] of pieces.slice(0, -1).entries()) {
           // An anchored list's pieces begin with its first sequence again.
           const longer = [...piece, pieces[i + 1][anchored ? 1 : 0]].map((index) => sequences[index]);
-          expect(groupCost({ sequences: longer }, sharePrefix)).toBeGreaterThan(budget);
+          expect(groupCost({ sequences: longer }, { sharePrefix })).toBeGreaterThan(budget);
           cuts++;
         }
       }
@@ -177,7 +188,7 @@ describe("random lists", () => {
   it("a list's cost is the cost of the batch that it makes alone", () => {
     for (const { groups, sharePrefix } of packed.slice(0, 40)) {
       for (const each of groups)
-        expect(groupCost(each, sharePrefix)).toBe(costOf(packBatches([each], { budget: 1e9, sharePrefix })[0]));
+        expect(groupCost(each, { sharePrefix })).toBe(costOf(packBatches([each], { budget: 1e9, sharePrefix })[0]));
     }
   });
 });

@@ -7,7 +7,7 @@ import { checkCases, selfCheck } from "../../engine/self-check.ts";
 import { attention } from "../../kernels/attention.ts";
 import { kernelCases } from "../../kernels/cases.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
-import { rmsNorm } from "../../kernels/rms-norm.ts";
+import { norm } from "../../kernels/norm.ts";
 import { rowGather } from "../../kernels/row-gather.ts";
 
 const failing = (code: string, ...texts: string[]) =>
@@ -69,7 +69,17 @@ describe("an error in the background becomes the error of the next call", () => 
 
   it("a kernel that is bound to too small a buffer", async () => {
     const { device, pipelines } = await open();
-    const kernel = rmsNorm({ d: 8, eps: 1e-5, subgroup: 0 });
+    const kernel = norm({
+      kind: "rms",
+      d: 8,
+      eps: 1e-5,
+      weightOffset: 0,
+      bias: false,
+      groups: 1,
+      stride: 8,
+      output: "store",
+      subgroup: 0,
+    });
     const buffers = { x: new Float32Array(8), weight: new Float32Array(8), out: new Float32Array(8) };
     const pipeline = await pipelines.get(kernel);
     const bound = Object.fromEntries(
@@ -218,7 +228,16 @@ describe("pipelines", () => {
 
   it("a dispatch without a binding, or over the grid's limit, names the kernel", async () => {
     const { device, pipelines } = await open();
-    const kernel = attention({ heads: 1, kvHeads: 1, headDim: 2, scale: 1, window: 0, tileRows: 1, subgroup: 0 });
+    const kernel = attention({
+      heads: 1,
+      kvHeads: 1,
+      headDim: 2,
+      scale: 1,
+      softcap: 0,
+      window: 0,
+      tileRows: 1,
+      subgroup: 0,
+    });
     const pipeline = await pipelines.get(kernel);
     const buffer = device.createBuffer("any", 64, "storage");
     const pass = device.gpu.createCommandEncoder().beginComputePass();
@@ -234,12 +253,17 @@ describe("pipelines", () => {
 });
 
 describe("the self-check", () => {
-  it("passes every kernel, and each weight type of matmul, on a device that works", async () => {
+  it("passes every kernel, and each weight type and activation of matmul, on a device that works", async () => {
     const engine = await open();
     const results = await selfCheck(engine);
     expect(results.filter(({ ok }) => !ok)).toEqual([]);
     const names = results.map(({ kernel }) => kernel);
-    expect(names.filter((name) => name === "matmul")).toHaveLength(3);
+    const variants = checkCases(engine).flatMap(({ kernel }) => (kernel.name === "matmul" ? [kernel.key] : []));
+    for (const weight of ["f32", "bf16", "f16", "int8", "int4"])
+      expect(variants).toContainEqual(expect.stringContaining(`weight:${weight}`));
+    for (const activation of ["silu", "gelu", "geluTanh", "relu"])
+      expect(variants).toContainEqual(expect.stringMatching(new RegExp(`activation:${activation}\\b`)));
+    expect(names.filter((name) => name === "matmul")).toHaveLength(variants.length);
     expect(new Set(names)).toEqual(new Set(kernelCases(engine.target).map(({ kernel }) => kernel.name)));
     for (const { error } of results) expect(error).toBeLessThan(1e-5);
   });

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, it } from "vitest";
-import { blockTensors } from "../../engine/family.ts";
+import { blockTensors } from "../../engine/decoder.ts";
 import { hiddenStates, loadModel } from "../../engine/hidden-states.ts";
 import { createEngine } from "../../engine/model.ts";
 import { openModelFiles } from "../../engine/model-files.ts";

@@ -235,7 +235,7 @@ describe("weights split over several bindings", () => {
     using whole = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 1 });
     using split = await loadBlocks(limited, files.checkpoint, files.spec, { depth: 1 });
     const count = ({ blocks }: LoadedModel) =>
-      Object.fromEntries(Object.entries(blocks[0].matrices).map(([role, matrix]) => [role, matrix.parts.length]));
+      Object.fromEntries(Object.entries(blocks[0].matrices).map(([role, matrix]) => [role, matrix!.parts.length]));
     expect(count(split)).toEqual(parts);
     expect(new Set(Object.values(count(whole)))).toEqual(new Set([1]));
 

@@ -1,17 +1,11 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { MIN_SEQUENCE_ROWS } from "../../engine/batch.ts";
+import { MATRIX_ROLES } from "../../engine/decoder.ts";
 import type { DeviceLimits } from "../../engine/device.ts";
 import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
-import {
-  batchBudget,
-  checkPlan,
-  DEFAULT_BATCH_TOKENS,
-  MATRIX_ROLES,
-  MIN_SEQUENCE_ROWS,
-  planRun,
-  planWeights,
-  planWorkspace,
-  sumBytes,
-} from "../../engine/plan.ts";
+import { batchBudget, DEFAULT_BATCH_TOKENS, planRun, planWorkspace } from "../../engine/plan.ts";
+import { checkPlan, sumBytes } from "../../engine/planned-buffer.ts";
+import { planWeights } from "../../engine/weight-plan.ts";
 import { goldenModel } from "../support/golden.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
 
@@ -32,6 +26,9 @@ function limitsOf(more: Partial<DeviceLimits> = {}): DeviceLimits {
   };
 }
 
+const weightsTo = ({ checkpoint, spec }: Pick<ModelFiles, "checkpoint" | "spec">, depth: number, limits = limitsOf()) =>
+  planWeights(checkpoint, spec, depth, limits);
+
 let files: ModelFiles;
 beforeAll(async () => {
   files = await openModelFiles(goldenModel("demo").directory);
@@ -40,24 +37,22 @@ afterAll(() => files[Symbol.asyncDispose]());
 
 describe("weights", () => {
   it("take what they take in the file, BF16 packed and norms widened", async () => {
-    const { checkpoint, spec } = files;
-    const plan = await planWeights(checkpoint, spec, 2, limitsOf());
+    const plan = await weightsTo(files, 2);
     const [d, f] = [192, 512];
     const elements = 2 * d * (2 * 192 + 2 * 64 + 3 * f);
     expect(plan.bytes).toBe(2 * elements + 4 * 2 * 2 * d);
     expect(plan.diskBytes).toBe(2 * elements + 2 * 2 * 2 * d);
     expect(plan.blocks).toHaveLength(2);
-    expect((await planWeights(checkpoint, spec, 0, limitsOf())).bytes).toBe(0);
+    expect((await weightsTo(files, 0)).bytes).toBe(0);
   });
 
   it.each([1, 63, 64, 65, 100, 191, 192, 511, 512])(
     "that a binding of %i rows holds in part are split",
     async (rows) => {
-      const { checkpoint, spec } = files;
       const limit = rows * 2 * 192;
-      const { blocks } = await planWeights(checkpoint, spec, 1, limitsOf({ maxStorageBufferBindingSize: limit }));
+      const { blocks } = await weightsTo(files, 1, limitsOf({ maxStorageBufferBindingSize: limit }));
       for (const role of MATRIX_ROLES) {
-        const { parts, spec: matrix } = blocks[0].matrices[role];
+        const { parts, spec: matrix } = blocks[0].matrices[role]!;
         let next = 0;
         for (const { n0, n, buffer } of parts) {
           expect(n0).toBe(next);
@@ -80,11 +75,12 @@ describe("weights", () => {
     await using tiny = await writeTinyModel({ hidden: 34 });
     await using wrong = await openModelFiles(tiny.directory);
     const spec = { ...wrong.spec, config: { ...wrong.spec.config, hiddenSize: 32 } };
-    await expect(planWeights(wrong.checkpoint, spec, 1, limitsOf())).rejects.toThrow(
+    await expect(weightsTo({ ...wrong, spec }, 1)).rejects.toThrow(
       failing("model/shape", "embed_tokens", "\\[50, 34\\]", "\\[50, 32\\]"),
     );
-    const missing = { ...wrong.spec, blocks: wrong.spec.blocks.map((b) => ({ ...b, ffnNorm: "model.layers.0.no" })) };
-    await expect(planWeights(wrong.checkpoint, missing, 1, limitsOf())).rejects.toThrow(
+    const absent = { weight: "model.layers.0.no", bias: null, size: 34 };
+    const missing = { ...wrong.spec, blocks: wrong.spec.blocks.map((block) => ({ ...block, ffnNorm: absent })) };
+    await expect(weightsTo({ ...wrong, spec: missing }, 1)).rejects.toThrow(
       failing("model/missing-tensor", "model.layers.0.no"),
     );
   });
@@ -92,11 +88,11 @@ describe("weights", () => {
   it("in a type that is no float of 16 or 32 bits are refused", async () => {
     await using tiny = await writeTinyModel({ dtypeOf: { "1.mlp.up_proj.weight": "F64" } });
     await using wide = await openModelFiles(tiny.directory);
-    await expect(planWeights(wide.checkpoint, wide.spec, 2, limitsOf())).rejects.toThrow(
+    await expect(weightsTo(wide, 2)).rejects.toThrow(
       failing("model/unsupported-dtype", "layers.1.mlp.up_proj.weight", "F64"),
     );
     // A block that is never computed may hold what it likes.
-    expect((await planWeights(wide.checkpoint, wide.spec, 1, limitsOf())).blocks).toHaveLength(1);
+    expect((await weightsTo(wide, 1)).blocks).toHaveLength(1);
   });
 });
 

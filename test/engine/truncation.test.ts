@@ -3,12 +3,13 @@ import { stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, afterEach, describe, expect, it } from "vitest";
 import { packBatches } from "../../engine/batch.ts";
-import { blockTensors } from "../../engine/family.ts";
+import { blockTensors, tensorsTo } from "../../engine/decoder.ts";
 import { createEngine, loadBlocks } from "../../engine/model.ts";
 import { openModelFiles } from "../../engine/model-files.ts";
-import { blockBuffers, planRun, planWorkspace, type RunOutput } from "../../engine/plan.ts";
+import { planRun, planWorkspace, type RunOutput } from "../../engine/plan.ts";
 import { createRunner } from "../../engine/runner.ts";
-import { goldenModel } from "../support/golden.ts";
+import { blockBuffers } from "../../engine/weight-plan.ts";
+import { GOLDEN_MODELS, goldenModel } from "../support/golden.ts";
 import { limitedEngine } from "../support/states.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
 
@@ -34,6 +35,22 @@ describe("what is read", () => {
     expect(checkpoint.log.bytes).toBe(model.plan.diskBytes);
   });
 
+  it.each(GOLDEN_MODELS.filter(({ outside }) => !outside))(
+    "$name: tensors that hold several matrices, parts of a wrapper, learned positions: what the blocks name, whole and once",
+    async ({ directory }) => {
+      await using files = await openModelFiles(directory);
+      const { checkpoint, spec } = files;
+      const depth = spec.blocks.length - 1;
+      using model = await loadBlocks(engine, checkpoint, spec, { depth });
+      const expected = new Map<string, number>();
+      for (const name of tensorsTo(spec, depth))
+        if (name !== spec.embedding) expected.set(name, (await checkpoint.info(name)).byteLength);
+      expect(checkpoint.log.tensors).toEqual(expected);
+      expect(checkpoint.log.bytes).toBe(model.plan.diskBytes);
+      expect(bySize(device.liveBuffers)).toEqual(bySize(model.plan.blocks.flatMap(blockBuffers)));
+    },
+  );
+
   it("of the embedding, the rows of the ids at hand, each once; no final norm, no head", async () => {
     await using files = await openModelFiles(goldenModel("llama3-rope").directory);
     const { checkpoint, spec } = files;
@@ -58,7 +75,7 @@ describe("what is read", () => {
     const { checkpoint, spec } = files;
     expect(spec.config.tiedEmbeddings).toBe(true);
     using model = await loadBlocks(engine, checkpoint, spec, { depth: 1 });
-    await model.embedding.rows(Int32Array.of(1, 4000));
+    await model.embedding.rows(Int32Array.of(1, 4000), Uint32Array.of(0, 1));
     expect(checkpoint.log.tensors.get(spec.embedding)).toBe(2 * 2 * spec.config.hiddenSize);
   });
 
@@ -75,7 +92,7 @@ describe("what is read", () => {
     await using files = await openModelFiles(goldenModel("llama").directory);
     using model = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 0 });
     for (const id of [-1, 256])
-      await expect(model.embedding.rows(Int32Array.of(3, id))).rejects.toMatchObject({
+      await expect(model.embedding.rows(Int32Array.of(3, id), Uint32Array.of(0, 1))).rejects.toMatchObject({
         code: "tokenizer/mismatch",
         message: expect.stringContaining(`token id ${id} `),
       });

@@ -15,7 +15,8 @@ const cases = kernelCases(engine.target);
 /** The line and column of the tolerance table that a kernel belongs to. */
 function toleranceOf(kernel: Kernel) {
   const field = (name: string) => new RegExp(`[{,]${name}:([^,}]+)`).exec(kernel.key)?.[1];
-  const op = kernel.name === "matmul" ? `matmul ${field("epilogue")}` : kernel.name;
+  const product = field("activation") === undefined ? field("epilogue") : "activation";
+  const op = kernel.name === "matmul" ? `matmul ${product}` : kernel.name;
   const type = (field("weight") ?? "f32") as WeightType;
   const tolerance = TOLERANCES[op]?.[type];
   if (tolerance === undefined) throw new Error(`no tolerance for ${op} ${type}`);
@@ -56,21 +57,21 @@ describe.each([...new Set(cases.map(({ kernel }) => kernel.name))])("%s", (op) =
 it("covers every op, every weight type, and both kinds of variant", () => {
   expect(new Set(cases.map(({ kernel }) => kernel.name))).toEqual(
     new Set([
-      ...["matmul", "rmsNorm", "rope", "rowGather", "spanMean", "cosine", "attention"],
+      ...["matmul", "norm", "rope", "rowGather", "spanMean", "cosine", "attention"],
       ...["matmulWeightGrad", "columnSum", "layerNorm", "layerNormGrad", "gelu", "geluGrad", "dropoutRows"],
       ...["listAttention", "listAttentionGrad", "listCosine", "listCosineGrad", "standardise", "canonicalOrder"],
       ...["listLoss", "adamw", "squareSum", "stepStatus"],
     ]),
   );
   for (const op of [
-    ...["matmul", "rmsNorm", "cosine", "attention"],
+    ...["matmul", "norm", "cosine", "attention"],
     ...["matmulWeightGrad", "layerNorm", "layerNormGrad", "listCosine", "squareSum", "listLoss"],
   ]) {
     const kinds = new Set(cases.filter(({ kernel }) => kernel.name === op).map(({ kernel }) => kernel.subgroups));
     expect([op, kinds]).toEqual([op, new Set(engine.target.subgroupSize > 0 ? [true, false] : [false])]);
   }
-  for (const epilogue of ["store", "add", "swiglu"]) {
-    for (const weight of ["f32", "bf16", "f16"]) {
+  for (const epilogue of ["store", "add", "glu"]) {
+    for (const weight of ["f32", "bf16", "f16", "int8", "int4"]) {
       const fits = ({ kernel }: { kernel: Kernel }) =>
         [`epilogue:${epilogue}`, `weight:${weight}`].every((text) => kernel.key.includes(text));
       expect([epilogue, weight, cases.some(fits)]).toEqual([epilogue, weight, true]);

@@ -6,8 +6,8 @@ import { type AttentionVariant, attention, attentionTiles } from "../../kernels/
 import { cosine } from "../../kernels/cosine.ts";
 import type { Kernel, TwinBuffer } from "../../kernels/kernel.ts";
 import { matmul, matmulTile } from "../../kernels/matmul.ts";
+import { type NormVariant, norm } from "../../kernels/norm.ts";
 import { seededRandom } from "../../kernels/random.ts";
-import { rmsNorm } from "../../kernels/rms-norm.ts";
 import { rope } from "../../kernels/rope.ts";
 import { firstBitDifference } from "../support/compare.ts";
 
@@ -15,6 +15,11 @@ const engine = await createEngine();
 afterAll(() => engine[Symbol.dispose]());
 
 const SUBGROUPS = [...new Set([engine.target.subgroupSize, 0])];
+
+const NORM: NormVariant = {
+  ...{ kind: "rms", d: 8, eps: 1e-5, weightOffset: 0, bias: false },
+  ...{ groups: 1, stride: 8, output: "store", subgroup: 0 },
+};
 
 function floats(seed: number, count: number): Float32Array {
   const random = seededRandom(seed);
@@ -53,7 +58,7 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
   it.each([
     ["f32", "store"],
     ["bf16", "add"],
-    ["f16", "swiglu"],
+    ["f16", "glu"],
   ] as const)("matmul %s %s", async (weight, epilogue) => {
     const [k, n, total] = [57, 70, 29];
     const kernel = matmul({
@@ -71,7 +76,7 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
     const halves = () => 0x3000 + Math.floor(random() * 0x0800);
     const packed = () => Uint32Array.from({ length: n * 29 }, () => (halves() | (halves() << 16)) >>> 0);
     const weights = (): TwinBuffer => (weight === "f32" ? floats(8, n * k) : packed());
-    const named = epilogue === "swiglu" ? { gate: weights(), up: weights() } : { weight: weights() };
+    const named = epilogue === "glu" ? { gate: weights(), up: weights() } : { weight: weights() };
     const [x, out] = [floats(1, total * k), floats(2, total * n)];
     const differences = await compareRows(total, n, (first, count) => {
       const cut = (values: Float32Array, width: number) => values.slice(first * width, (first + count) * width);
@@ -80,13 +85,21 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
     expect(differences).toEqual([]);
   });
 
-  it("rmsNorm", async () => {
-    const [d, total] = [57, 29];
-    const kernel = rmsNorm({ d, eps: 1e-5, subgroup });
-    const [x, weight] = [floats(3, total * d), floats(4, d)];
-    const differences = await compareRows(total, d, (first, count) =>
-      run(kernel, { x: x.slice(first * d, (first + count) * d), weight, out: new Float32Array(count * d) }, count),
-    );
+  it.each([
+    ["rms", "store"],
+    ["rms", "inPlace"],
+    ["layer", "add"],
+  ] as const)("norm %s %s", async (kind, output) => {
+    const [groups, d, stride, total] = [2, 57, 120, 29];
+    const kernel = norm({ ...NORM, kind, d, groups, stride, output, subgroup });
+    const [x, weight, out] = [floats(3, total * stride), floats(4, d), floats(2, total * groups * d)];
+    const written = output === "inPlace" ? "x" : "out";
+    const width = output === "inPlace" ? stride : groups * d;
+    const differences = await compareRows(total, width, (first, count) => {
+      const cut = (values: Float32Array, size: number) => values.slice(first * size, (first + count) * size);
+      const own = { x: cut(x, stride), weight, ...(output === "inPlace" ? {} : { out: cut(out, width) }) };
+      return run(kernel, own, count, written);
+    });
     expect(differences).toEqual([]);
   });
 
@@ -101,12 +114,20 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
     expect(differences).toEqual([]);
   });
 
-  it.each([0, 5, 40])(
-    "attention, window %i: alone, with a prefix elsewhere, and in tiles cut elsewhere",
-    async (window) => {
-      const [heads, kvHeads, headDim, length] = [4, 2, 20, 83];
+  it.each([
+    [0, 20, 0],
+    [5, 20, 5],
+    [40, 20, 0],
+    [0, 264, 0],
+  ])(
+    "attention, window %i, heads of %i, bound %i: alone, with a prefix elsewhere, and in tiles cut elsewhere",
+    async (window, headDim, softcap) => {
+      const [heads, kvHeads, length] = [4, 2, 83];
       const [queryWidth, keyWidth] = [heads * headDim, 2 * kvHeads * headDim];
-      const variant: AttentionVariant = { heads, kvHeads, headDim, scale: 0.2, window, tileRows: 4, subgroup };
+      const variant: AttentionVariant = {
+        ...{ heads, kvHeads, headDim, window, softcap },
+        ...{ scale: 0.2, tileRows: 4, subgroup },
+      };
       const kernel = attention(variant);
       const [q, kv] = [floats(6, length * queryWidth), floats(7, length * keyWidth)];
       const attend = (queries: Float32Array, keys: Float32Array, spans: Uint32Array, tiles: Uint32Array) =>
@@ -138,13 +159,11 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
 
 it("rope", async () => {
   const total = 29;
-  const kernel = rope({ heads: 2, headDim: 10, stride: 33 });
+  const kernel = rope({ heads: 2, headDim: 14, rotary: 10, stride: 33 });
   const [x, table] = [floats(10, total * 33), floats(11, total * 10)];
-  const spans = Uint32Array.from({ length: 4 * total }, (_, i) => (i % 4 === 3 ? (i >> 2) * 7 : 0)).map(
-    (p) => p % total,
-  );
+  const turns = Uint32Array.from({ length: total }, (_, row) => (row * 7) % total);
   const differences = await compareRows(total, 33, (first, count) => {
-    const own = { x: x.slice(first * 33, (first + count) * 33), spans: spans.slice(4 * first, 4 * (first + count)) };
+    const own = { x: x.slice(first * 33, (first + count) * 33), turns: turns.slice(first, first + count) };
     return run(kernel, { ...own, table }, count, "x");
   });
   expect(differences).toEqual([]);
@@ -152,7 +171,7 @@ it("rope", async () => {
 
 it("no rows: no dispatch, and the output stays as it was", async () => {
   const out = floats(12, 8);
-  const kernel = rmsNorm({ d: 8, eps: 1e-5, subgroup: 0 });
+  const kernel = norm(NORM);
   const after = await run(kernel, { x: floats(13, 8), weight: floats(14, 8), out }, 0);
   expect(after).toEqual(out);
 });

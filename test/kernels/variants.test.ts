@@ -4,7 +4,7 @@ import { kernelCases } from "../../kernels/cases.ts";
 import { type CosineVariant, cosine } from "../../kernels/cosine.ts";
 import { flatGrid, type Kernel, kernelKey } from "../../kernels/kernel.ts";
 import { type MatmulVariant, matmul, matmulTile } from "../../kernels/matmul.ts";
-import { type RmsNormVariant, rmsNorm } from "../../kernels/rms-norm.ts";
+import { type NormVariant, norm } from "../../kernels/norm.ts";
 import { type RopeVariant, rope } from "../../kernels/rope.ts";
 import { type RowGatherVariant, rowGather } from "../../kernels/row-gather.ts";
 import { wgslFloat } from "../../kernels/wgsl.ts";
@@ -32,24 +32,36 @@ const ATTENTION: AttentionVariant = {
   kvHeads: 2,
   headDim: 16,
   scale: 0.25,
+  softcap: 0,
   window: 0,
   tileRows: 4,
   subgroup: 0,
 };
-const NORM: RmsNormVariant = { d: 64, eps: 1e-5, subgroup: 0 };
+const NORM: NormVariant = {
+  kind: "rms",
+  d: 64,
+  eps: 1e-5,
+  weightOffset: 0,
+  bias: false,
+  groups: 1,
+  stride: 64,
+  output: "store",
+  subgroup: 0,
+};
 const COSINE: CosineVariant = { d: 64, subgroup: 0 };
-const ROPE: RopeVariant = { heads: 2, headDim: 16, stride: 64 };
+const ROPE: RopeVariant = { heads: 2, headDim: 16, rotary: 16, stride: 64 };
 const GATHER: RowGatherVariant = { d: 64 };
 
 describe("keys", () => {
   it.each([
     ["matmul", matmul, MATMUL, { k: 65, n: 131, weight: "f16", epilogue: "add", bias: true, outStride: 201 }],
-    ["matmul", matmul, MATMUL, { outOffset: 1, tileRows: 4, tileCols: 3, lanes: 64, subgroup: 4 }],
+    ["matmul", matmul, MATMUL, { activation: "gelu", outOffset: 1, tileRows: 4, tileCols: 3, lanes: 64, subgroup: 4 }],
     ["attention", attention, ATTENTION, { heads: 8, kvHeads: 4, headDim: 32, scale: 0.5 }],
-    ["attention", attention, ATTENTION, { window: 8, tileRows: 8, subgroup: 4 }],
-    ["rmsNorm", rmsNorm, NORM, { d: 65, eps: 1e-6, subgroup: 4 }],
+    ["attention", attention, ATTENTION, { softcap: 50, window: 8, tileRows: 8, subgroup: 4 }],
+    ["norm", norm, NORM, { kind: "layer", d: 65, eps: 1e-6, weightOffset: 1, bias: true }],
+    ["norm", norm, NORM, { groups: 2, stride: 65, output: "add", subgroup: 4 }],
     ["cosine", cosine, COSINE, { d: 65, subgroup: 4 }],
-    ["rope", rope, ROPE, { heads: 3, headDim: 8, stride: 65 }],
+    ["rope", rope, ROPE, { heads: 3, headDim: 32, rotary: 8, stride: 65 }],
     ["rowGather", rowGather, GATHER, { d: 65 }],
   ])("of %s differ when any field of the variant does", (_, make, variant, changes) => {
     const build = make as (variant: object) => Kernel;
@@ -57,6 +69,18 @@ describe("keys", () => {
       (changed) => build(changed).key,
     );
     expect(new Set(keys).size).toBe(1 + Object.keys(changes).length);
+  });
+
+  it("of matmul are the same without an activation and with none", () => {
+    expect(matmul({ ...MATMUL, activation: "none" }).key).toBe(matmul(MATMUL).key);
+    const keys = (["store", "glu"] as const).flatMap((epilogue) =>
+      (["none", "silu", "gelu", "geluTanh", "relu"] as const).flatMap((activation) =>
+        (["f32", "bf16", "f16", "int8", "int4"] as const).map(
+          (weight) => matmul({ ...MATMUL, epilogue, activation, weight }).key,
+        ),
+      ),
+    );
+    expect(new Set(keys).size).toBe(50);
   });
 
   it("do not depend on the order of the fields", () => {
@@ -118,9 +142,9 @@ describe("grids", () => {
 
   it("spread any number of rows over dimensions that WebGPU allows, and reach every row", () => {
     const perWorkgroup: readonly (readonly [Kernel, number])[] = [
-      [rmsNorm(NORM), 1],
+      [norm(NORM), 1],
       [cosine(COSINE), 1],
-      [rope(ROPE), 64 / (ROPE.heads * (ROPE.headDim / 2))],
+      [rope(ROPE), 64 / (ROPE.heads * (ROPE.rotary / 2))],
       [rowGather(GATHER), 64 / GATHER.d],
     ];
     for (const [kernel, rowsOfOne] of perWorkgroup) {
@@ -145,12 +169,17 @@ describe("grids", () => {
   });
 });
 
+it("matmul has no kernel for what it cannot add", () => {
+  expect(() => matmul({ ...MATMUL, epilogue: "add", activation: "relu" })).toThrow("relu");
+  expect(matmul({ ...MATMUL, epilogue: "add", activation: "none" }).name).toBe("matmul");
+});
+
 describe("default variants", () => {
   const targets = [0, 4, 8, 16, 32, 64, 128].map((subgroupSize) => ({ subgroupSize }));
 
   it("of matmul are tiles that the kernel can run: the lanes are whole subgroups, and columns are not wasted", () => {
     for (const target of targets) {
-      for (const epilogue of ["store", "add", "swiglu"] as const) {
+      for (const epilogue of ["store", "add", "glu"] as const) {
         for (const n of [1, 31, 32, 33, 64, 65, 512, 5632]) {
           const tile = matmulTile(target, epilogue, n);
           if (tile.subgroup > 0) expect(tile.lanes % tile.subgroup).toBe(0);

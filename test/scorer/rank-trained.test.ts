@@ -80,7 +80,7 @@ describe.each(["listwise", "pointwise"] as const)("a %s scorer's scores", (head)
   it("are the same to the bit when no batch holds the list", async () => {
     const encoder = await createListEncoder(model.files);
     const { group } = encoder.encode(parseList(list, "1"));
-    const whole = groupCost(group, true);
+    const whole = groupCost(group, { sharePrefix: true });
     const batchTokens = 48;
     expect(2 * batchTokens).toBeLessThan(whole);
     expect(await scores([list], { batchTokens })).toEqual(await scores());

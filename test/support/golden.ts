@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { decodeFloats } from "../../weights/floats.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
@@ -20,9 +20,14 @@ function model(name: string, directory: string, golden: string, outside: boolean
   return { name, directory, golden, outside, present: existsSync(directory) && existsSync(golden) };
 }
 
-function ours(name: string): GoldenModel {
-  const directory = path(`../golden/${name}`);
-  return model(name, directory, `${directory}/golden.safetensors`, false);
+/** Every folder of test/golden/families: a family's test is its folder there. */
+function families(): GoldenModel[] {
+  return readdirSync(path("../golden/families"))
+    .sort()
+    .map((name) => {
+      const directory = path(`../golden/families/${name}`);
+      return model(name, directory, `${directory}/golden.safetensors`, false);
+    });
 }
 
 function shared(name: string, folder: string): GoldenModel {
@@ -32,9 +37,7 @@ function shared(name: string, folder: string): GoldenModel {
 
 /** Decoders with reference states. */
 export const GOLDEN_MODELS: readonly GoldenModel[] = [
-  ours("llama"),
-  ours("llama3-rope"),
-  ours("mistral-window"),
+  ...families(),
   model("demo", path("../../weights/demo"), path("../golden/demo/golden.safetensors"), false),
   shared("llama-sharded", "golden/families"),
   shared("tinystories-656k", "models"),
@@ -42,7 +45,7 @@ export const GOLDEN_MODELS: readonly GoldenModel[] = [
 ];
 
 /** A golden model of this repository. */
-export function goldenModel(name: "llama" | "llama3-rope" | "mistral-window" | "demo"): GoldenModel {
+export function goldenModel(name: string): GoldenModel {
   const found = GOLDEN_MODELS.find((candidate) => candidate.name === name);
   if (found === undefined) throw new Error(`no golden model ${name}`);
   return found;

@@ -31,14 +31,18 @@ const sameForAllTypes = (tolerance: Tolerance): Readonly<Record<WeightType, Tole
   f32: tolerance,
   bf16: tolerance,
   f16: tolerance,
+  int8: tolerance,
+  int4: tolerance,
 });
 
 /** Op by weight type; ops without weights stand under f32. */
 export const TOLERANCES: Readonly<Record<string, Readonly<Partial<Record<WeightType, Tolerance>>>>> = {
   "matmul store": sameForAllTypes(LONG_SUM),
   "matmul add": sameForAllTypes(LONG_SUM),
-  "matmul swiglu": sameForAllTypes(EXPONENTIAL),
-  rmsNorm: { f32: BASE },
+  "matmul glu": sameForAllTypes(EXPONENTIAL),
+  "matmul activation": sameForAllTypes(EXPONENTIAL),
+  // Of the layer kind: rows far from 0, whose mean is taken off.
+  norm: { f32: CENTRED },
   rope: { f32: BASE },
   rowGather: { f32: EXACT },
   // Means of up to 1001 rows: the sum cancels.

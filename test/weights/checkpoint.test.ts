@@ -284,9 +284,45 @@ describe("readRows", () => {
     expect(model.log.bytes).toBe(0);
   });
 
-  it("refuses tensors that are no matrix", async () => {
+  it("gives the elements of a vector as rows, and refuses tensors that are no matrix", async () => {
+    const vector: TensorData = {
+      name: "vector",
+      dtype: "F32",
+      shape: [3],
+      bytes: Uint8Array.from({ length: 12 }, (_, i) => i),
+    };
+    const cube: TensorData = { name: "cube", dtype: "F32", shape: [1, 1, 1], bytes: new Uint8Array(4) };
+    await writeSafetensors(join(folder, "model.safetensors"), [EMBED, vector, cube]);
     await using model = await openCheckpoint(folder);
-    await expect(model.readRows(NORM.name, [0])).rejects.toThrow(failing("model/not-a-matrix", NORM.name));
+    expect([...(await model.readRows("vector", [2, 0]))]).toEqual([8, 9, 10, 11, 0, 1, 2, 3]);
+    expect([...(await model.readRows("vector", { start: 1, count: 2 }))]).toEqual([4, 5, 6, 7, 8, 9, 10, 11]);
+    await expect(model.readRows("cube", [0])).rejects.toThrow(failing("model/not-a-matrix", "cube"));
+  });
+
+  it("gives columns of a matrix, and no others", async () => {
+    const grid: TensorData = {
+      name: "grid",
+      dtype: "U8",
+      shape: [20, 5],
+      bytes: Uint8Array.from({ length: 100 }, (_, i) => i),
+    };
+    await writeSafetensors(join(folder, "model.safetensors"), [grid]);
+    await using model = await openCheckpoint(folder);
+    const expected = Array.from({ length: 20 }, (_, row) => [5 * row + 1, 5 * row + 2, 5 * row + 3]).flat();
+    expect([...(await model.readColumns("grid", { start: 1, count: 3 }))]).toEqual(expected);
+    expect(model.log.bytes).toBe(60);
+    expect([...(await model.readColumns("grid", { start: 0, count: 5 }))]).toEqual([...grid.bytes]);
+    for (const columns of [
+      { start: 3, count: 3 },
+      { start: -1, count: 2 },
+      { start: 0, count: 1.5 },
+    ]) {
+      await expect(model.readColumns("grid", columns)).rejects.toThrow(failing("model/column-out-of-range", "grid"));
+    }
+  });
+
+  it("names what is missing", async () => {
+    await using model = await openCheckpoint(folder);
     await expect(model.readRows("embed", [0])).rejects.toThrow(failing("model/missing-tensor", EMBED.name));
   });
 });
