@@ -9,6 +9,7 @@ function fakeRunner(budget: number, maxBudget = budget): Runner {
   const runner = {
     budget,
     maxBudget,
+    packing: { longFrom: null },
     grow(rows: number) {
       if (rows > runner.budget) runner.budget = Math.min(rows, maxBudget);
     },
