@@ -7,6 +7,13 @@ import type { DecoderConfig } from "./decoder.ts";
  */
 export const DISPATCH_FLOPS = 5e10;
 
+/**
+ * Operations of one command buffer, at most, where a dispatch is not more by itself. Enough that the cost of a submission
+ * (some 50 us) is nothing on a GPU of 10^13 a second; little enough that one of 10^11 ends it within a second, as some
+ * drivers' watchdogs look at command buffers. Nothing is waited for between two of them.
+ */
+export const SUBMIT_FLOPS = 1e11;
+
 /** Rows of one dispatch of the widest matmul, a multiple of every row tile. */
 export function rowsPerDispatch({ hiddenSize, heads, headDim, ffn }: DecoderConfig, dispatchFlops: number): number {
   const rows = Math.floor(dispatchFlops / (2 * hiddenSize * Math.max(2 * ffn, heads * headDim)));

@@ -3,6 +3,7 @@
  * says. In the last block only the rows that are read out are computed past the keys and values.
  */
 import { attention, attentionDefaults } from "../kernels/attention.ts";
+import type { Extent } from "../kernels/kernel.ts";
 import { type MatmulVariant, matmul, matmulTile } from "../kernels/matmul.ts";
 import { type NormVariant, norm, normDefaults } from "../kernels/norm.ts";
 import { rope } from "../kernels/rope.ts";
@@ -11,8 +12,9 @@ import { rotaryDims } from "../weights/rope.ts";
 import { type BlockSpec, MATRIX_ROLES, type MatrixRole, NORM_ROLES, type NormRole } from "./decoder.ts";
 import type { DeviceBuffer } from "./device.ts";
 import type { BlockWeights, LoadedModel, NormWeights, WeightMatrix } from "./model.ts";
-import { type BoundBuffer, dispatch, type Pipeline } from "./pipelines.ts";
+import type { BoundBuffer, Pipeline } from "./pipelines.ts";
 import type { WorkspaceName } from "./plan.ts";
+import type { DispatchNote, Recorder } from "./recorder.ts";
 
 export type Workspace = Readonly<Record<WorkspaceName, DeviceBuffer>>;
 
@@ -151,6 +153,8 @@ export interface RowSet {
   readonly turns: DeviceBuffer;
   readonly tiles: DeviceBuffer;
   readonly tileCount: number;
+  /** What attention of tiles first .. end - 1 reads, by its window. */
+  readonly reach: (window: number | null, first: number, end: number) => Extent;
 }
 
 /** How much of a batch one dispatch takes. */
@@ -174,26 +178,33 @@ export interface Recording {
 }
 
 /**
- * Records one block into a compute pass.
+ * Records one block.
  * @param readOut the rows that are read out, where nothing else is needed of the block; null: all
  */
 export function recordBlock(
   { model, kernels, workspace, ropeTables, params, steps, all }: Recording,
-  pass: GPUComputePassEncoder,
+  recorder: Recorder,
   index: number,
   readOut: RowSet | null,
 ): void {
-  const { device } = model.engine;
   const spec = model.spec.blocks[index];
   const block: BlockWeights = model.blocks[index];
   const made = kernels.blocks[index];
   const { x, normed, query, kv, attended, ffn } = workspace;
 
   /** What may take long goes in several dispatches; a row's sums are its own, so the cut changes no bit. */
-  const run = (pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>, count: number, step = count): void => {
+  const run = (
+    role: string,
+    pipeline: Pipeline,
+    bound: Readonly<Record<string, BoundBuffer>>,
+    count: number,
+    step = count,
+    extent?: (first: number, end: number) => Extent,
+  ): void => {
     for (let first = 0; first < count; first += step) {
       const end = Math.min(first + step, count);
-      dispatch(device, pass, pipeline, { ...bound, params: params(end, first) }, end - first);
+      const note: DispatchNote = { role, extent: extent?.(first, end) };
+      recorder.dispatch(pipeline, { ...bound, params: params(end, first) }, end - first, note);
     }
   };
   const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number): void => {
@@ -205,19 +216,19 @@ export function recordBlock(
         role === "gate" && up !== null
           ? { gate: buffer, up: up.parts[part].buffer, gateBias: slice(matrix.bias), upBias: slice(up.bias) }
           : { weight: buffer, bias: slice(matrix.bias) };
-      run(made.matmuls[role][part], { x: input, ...definedOnly(weights), out }, rows, steps.rows);
+      run(role, made.matmuls[role][part], { x: input, ...definedOnly(weights), out }, rows, steps.rows);
     }
   };
   /** The normed rows, or those themselves where there is no such norm. */
   const normedBy = (role: NormRole, from: DeviceBuffer, rows: number): DeviceBuffer => {
     const pipeline = made.norms[role];
     if (pipeline === null) return from;
-    run(pipeline, { x: from, ...normBuffers(block.norms[role]), out: normed }, rows);
+    run(role, pipeline, { x: from, ...normBuffers(block.norms[role]), out: normed }, rows);
     return normed;
   };
   const normInPlace = (role: NormRole, buffer: DeviceBuffer, rows: number): void => {
     const pipeline = made.norms[role];
-    if (pipeline !== null) run(pipeline, { x: buffer, ...normBuffers(block.norms[role]) }, rows);
+    if (pipeline !== null) run(role, pipeline, { x: buffer, ...normBuffers(block.norms[role]) }, rows);
   };
   /** Adds a product to the stream, by way of a norm where the family has one. */
   const join = (
@@ -229,32 +240,34 @@ export function recordBlock(
   ): void => {
     const pipeline = made.norms[normRole];
     multiply(role, input, pipeline === null ? stream : normed, rows);
-    if (pipeline !== null) run(pipeline, { x: normed, ...normBuffers(block.norms[normRole]), out: stream }, rows);
+    if (pipeline !== null)
+      run(normRole, pipeline, { x: normed, ...normBuffers(block.norms[normRole]), out: stream }, rows);
   };
-  const turn = (pipeline: Pipeline | null, buffer: DeviceBuffer, { turns, rows }: RowSet): void => {
+  const turn = (role: string, pipeline: Pipeline | null, buffer: DeviceBuffer, { turns, rows }: RowSet): void => {
     if (pipeline !== null && spec.rope !== null)
-      run(pipeline, { x: buffer, turns, table: ropeTables[spec.rope] }, rows);
+      run(role, pipeline, { x: buffer, turns, table: ropeTables[spec.rope] }, rows);
   };
 
   const source = normedBy("attentionNorm", x, all.rows);
   multiply("key", source, kv, all.rows);
   multiply("value", source, kv, all.rows);
   normInPlace("keyNorm", kv, all.rows);
-  turn(made.ropeKey, kv, all);
+  turn("ropeKey", made.ropeKey, kv, all);
 
   // Past keys and values only the asked-for rows matter: in the pruned last block those that are read out.
   const some = readOut ?? all;
   const stream = readOut === null ? x : workspace.read;
   let queried = source;
   if (readOut !== null) {
-    run(kernels.gather, { x, index: workspace.readIndex, out: stream }, some.rows);
+    run("rowGather", kernels.gather, { x, index: workspace.readIndex, out: stream }, some.rows);
     queried = normedBy("attentionNorm", stream, some.rows);
   }
   multiply("query", queried, query, some.rows);
   normInPlace("queryNorm", query, some.rows);
-  turn(made.ropeQuery, query, some);
+  turn("ropeQuery", made.ropeQuery, query, some);
   const spans = { spans: some.spans, tiles: some.tiles };
-  run(made.attention, { q: query, kv, ...spans, out: attended }, some.tileCount, steps.tiles);
+  const reach = (first: number, end: number) => some.reach(spec.window, first, end);
+  run("attention", made.attention, { q: query, kv, ...spans, out: attended }, some.tileCount, steps.tiles, reach);
 
   const parallel = spec.parallel ? normedBy("ffnNorm", stream, some.rows) : null;
   join("attentionOut", "attentionOutNorm", attended, stream, some.rows);

@@ -36,6 +36,8 @@ export interface Engine extends Disposable {
   readonly target: Target;
   /** Operations of one dispatch, at most; default `DISPATCH_FLOPS`. */
   readonly dispatchFlops?: number;
+  /** Operations of one command buffer, at most; default `SUBMIT_FLOPS`. */
+  readonly submitFlops?: number;
 }
 
 /**

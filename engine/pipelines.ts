@@ -83,19 +83,15 @@ export type BoundBuffer =
   | { readonly buffer: DeviceBuffer; readonly offset: number; readonly size: number };
 
 /**
- * Records one dispatch of a kernel over `rows` rows of output.
+ * The bind group of a pipeline.
  * @param bound by binding name; every binding of the kernel must be there
- * @throws {StratumError} `kernel/binding`, `kernel/grid`
+ * @throws {StratumError} `kernel/binding`
  */
-export function dispatch(
+export function bind(
   device: Device,
-  pass: GPUComputePassEncoder,
-  pipeline: Pipeline,
+  { kernel, layout }: Pipeline,
   bound: Readonly<Record<string, BoundBuffer>>,
-  rows: number,
-): void {
-  if (rows === 0) return;
-  const { kernel, gpu, layout } = pipeline;
+): GPUBindGroup {
   const entries = kernel.bindings.map(({ name }, binding): GPUBindGroupEntry => {
     const buffer = bound[name];
     if (buffer === undefined) {
@@ -111,16 +107,5 @@ export function dispatch(
         : { buffer: buffer.buffer.gpu, offset: buffer.offset, size: buffer.size };
     return { binding, resource };
   });
-  const grid = kernel.grid(rows);
-  const limit = device.info.limits.maxComputeWorkgroupsPerDimension;
-  if (grid.some((size) => size > limit)) {
-    throw new StratumError(
-      "kernel/grid",
-      `kernel ${kernel.key}: grid ${grid.join(" x ")} for ${rows} rows exceeds ${limit}`,
-      "lower --batch-tokens",
-    );
-  }
-  pass.setPipeline(gpu);
-  pass.setBindGroup(0, device.gpu.createBindGroup({ layout, entries }));
-  pass.dispatchWorkgroups(...grid);
+  return device.gpu.createBindGroup({ layout, entries });
 }

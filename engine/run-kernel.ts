@@ -1,6 +1,7 @@
 import { type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
 import type { Device, DeviceBuffer } from "./device.ts";
-import { dispatch, type Pipelines } from "./pipelines.ts";
+import type { Pipelines } from "./pipelines.ts";
+import { Recorder } from "./recorder.ts";
 
 /** Binds host buffers to a kernel, lets `use` dispatch it, and frees what was bound. */
 async function withBound<T>(
@@ -9,7 +10,7 @@ async function withBound<T>(
   kernel: Kernel,
   buffers: Readonly<Record<string, TwinBuffer>>,
   { rows, offset }: { rows: number; offset: number },
-  use: (submit: () => void, bound: Readonly<Record<string, DeviceBuffer>>) => Promise<T>,
+  use: (submit: () => Promise<void>, bound: Readonly<Record<string, DeviceBuffer>>) => Promise<T>,
 ): Promise<T> {
   const pipeline = await pipelines.get(kernel);
   const bound: Record<string, DeviceBuffer> = {};
@@ -21,11 +22,9 @@ async function withBound<T>(
       device.write(bound[name], data as TwinBuffer & ArrayBufferView<ArrayBuffer>);
     }
     const submit = () => {
-      const encoder = device.gpu.createCommandEncoder();
-      const pass = encoder.beginComputePass();
-      dispatch(device, pass, pipeline, bound, rows);
-      pass.end();
-      device.submit(encoder);
+      const recorder = new Recorder(device, "kernel");
+      recorder.dispatch(pipeline, bound, rows);
+      return recorder.submit();
     };
     return await use(submit, bound);
   } finally {
@@ -48,7 +47,7 @@ export async function runKernel(
   offset = 0,
 ): Promise<Record<string, TwinBuffer>> {
   return withBound(device, pipelines, kernel, buffers, { rows, offset }, async (submit, bound) => {
-    submit();
+    await submit();
     const results: Record<string, TwinBuffer> = {};
     for (const { name, access } of kernel.bindings) {
       if (access !== "read_write") continue;
@@ -80,7 +79,7 @@ export async function timeKernel(
     const times: number[] = [];
     for (let run = 0; run <= runs; run++) {
       const begin = performance.now();
-      submit();
+      await submit();
       await device.idle();
       if (run > 0) times.push(performance.now() - begin);
     }

@@ -1,6 +1,6 @@
 /** Runs batches through a loaded model: owns the working buffers, taps layers, reads out states or scores. */
 import { StratumError } from "../errors.ts";
-import { attentionTiles } from "../kernels/attention.ts";
+import { attentionExtent, attentionTiles } from "../kernels/attention.ts";
 import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { spanMean } from "../kernels/span-mean.ts";
@@ -17,7 +17,7 @@ import {
   type Workspace,
 } from "./forward.ts";
 import type { LoadedModel } from "./model.ts";
-import { type BoundBuffer, dispatch, type Pipeline } from "./pipelines.ts";
+import type { BoundBuffer, Pipeline } from "./pipelines.ts";
 import {
   batchBudget,
   PARAM_SLOT_BYTES,
@@ -28,6 +28,7 @@ import {
   type WorkspaceName,
 } from "./plan.ts";
 import { checkPlan, type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { Recorder } from "./recorder.ts";
 import { longFrom, ropeRegions, ropeTables, turnRows } from "./rope-table.ts";
 
 /** A pair of sequences, as indices into a batch's. */
@@ -203,7 +204,10 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
         rows: rowsPerDispatch(spec.config, dispatchFlops),
         tiles: tilesPerDispatch(spec.config, keys, dispatchFlops),
       },
-      all: { rows, spans, turns, tiles: uploaded, tileCount: tiles.length / 2 },
+      all: {
+        ...{ rows, spans, turns, tiles: uploaded, tileCount: tiles.length / 2 },
+        reach: (window, first, end) => attentionExtent(batch.spans, tiles, window ?? 0, first, end),
+      },
     };
   }
 
@@ -227,7 +231,10 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
       );
     }
     const { readSpans, readTurns, readTiles } = workspace;
-    return { rows: count, spans: readSpans, turns: readTurns, tiles: readTiles, tileCount: count };
+    return {
+      ...{ rows: count, spans: readSpans, turns: readTurns, tiles: readTiles, tileCount: count },
+      reach: (window, first, end) => attentionExtent(spans, tiles, window ?? 0, first, end),
+    };
   }
 
   /** Uploads which rows are averaged. @returns the sequences of one dispatch */
@@ -253,32 +260,31 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     const { params } = recording;
     const readOut = meanPipeline === null ? prepareLastRows(batch) : null;
     const means = meanPipeline === null ? 0 : prepareMeans(batch);
+    const recorder = new Recorder(device, "layer 0", engine.submitFlops);
     /** Records the read-out of a tapped layer from the rows of the whole batch. */
-    const readTap = (pass: GPUComputePassEncoder, tap: number) => {
+    const readTap = (tap: number) => {
       const [x, out] = [workspace.x, workspace.states];
       const at = (first: number, n: number) => params(n, tap * count + first);
       if (meanPipeline === null) {
-        dispatch(device, pass, kernels.gather, { x, index: workspace.readIndex, out, params: at(0, count) }, count);
+        const bound = { x, index: workspace.readIndex, out, params: at(0, count) };
+        recorder.dispatch(kernels.gather, bound, count, { role: "read out" });
         return;
       }
       for (let first = 0; first < count; first += means) {
         const n = Math.min(means, count - first);
         const spans = { buffer: workspace.poolSpans, offset: 16 * first, size: 16 * n };
-        dispatch(device, pass, meanPipeline, { x, spans, out, params: at(first, n) }, n);
+        recorder.dispatch(meanPipeline, { x, spans, out, params: at(first, n) }, n, { role: "read out" });
       }
     };
     for (let layer = 0; layer <= deepest; layer++) {
-      const encoder = device.gpu.createCommandEncoder();
+      recorder.scope = `layer ${layer}`;
       const pruned = layer === deepest && layer > 0 ? readOut : null;
-      const pass = encoder.beginComputePass();
-      if (layer > 0) recordBlock(recording, pass, layer - 1, pruned);
+      if (layer > 0) recordBlock(recording, recorder, layer - 1, pruned);
       const tap = layers.indexOf(layer);
-      if (tap >= 0 && pruned === null) readTap(pass, tap);
-      pass.end();
-      if (pruned !== null)
-        encoder.copyBufferToBuffer(workspace.read.gpu, 0, workspace.states.gpu, tap * count * d * 4, count * d * 4);
-      device.submit(encoder);
+      if (tap >= 0 && pruned === null) readTap(tap);
+      if (pruned !== null) recorder.copy(workspace.read, 0, workspace.states, tap * count * d * 4, count * d * 4);
     }
+    await recorder.submit();
     return count;
   }
 
@@ -300,11 +306,8 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
     // The run is submitted: its slots are free again.
     device.write(workspace.params, Uint32Array.of(pairs.length, 0, 0, 0));
-    const encoder = device.gpu.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    dispatch(
-      device,
-      pass,
+    const recorder = new Recorder(device, "scores");
+    recorder.dispatch(
       cosinePipeline as Pipeline,
       {
         x: workspace.states,
@@ -314,8 +317,7 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
       },
       pairs.length,
     );
-    pass.end();
-    device.submit(encoder);
+    await recorder.submit();
     const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
     return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
   }
@@ -354,16 +356,16 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
       inTurn("all", async () => {
         const recording = await begin(batch);
         const { rows } = recording.all;
+        const recorder = new Recorder(device, "layer 0", engine.submitFlops);
         for (let layer = 0; layer <= deepest; layer++) {
           if (layer > 0) {
-            const encoder = device.gpu.createCommandEncoder();
-            const pass = encoder.beginComputePass();
-            recordBlock(recording, pass, layer - 1, null);
-            pass.end();
-            device.submit(encoder);
+            recorder.scope = `layer ${layer}`;
+            recordBlock(recording, recorder, layer - 1, null);
           }
-          if (layers.includes(layer))
+          if (layers.includes(layer)) {
+            await recorder.submit();
             onLayer(layer, new Float32Array(await device.read(workspace.x, rows * d * 4, workspace.staging)));
+          }
         }
       }),
     cosines: (batch, pairs) =>

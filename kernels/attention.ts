@@ -19,7 +19,9 @@
 import { type AttentionVariant, attentionColumns, attentionText } from "./attention-text.ts";
 import {
   type Binding,
+  type Cost,
   declareBindings,
+  type Extent,
   type Kernel,
   kernelKey,
   PARAMS,
@@ -56,7 +58,50 @@ ${attentionText(variant)}`;
     bindings: BINDINGS,
     subgroups: subgroup > 0,
     grid: (tiles) => [tiles, heads, parts],
+    cost: (tiles, extent) => attentionCost(variant, extent ?? leastExtent(tiles)),
   };
+}
+
+/** A row a tile, each with the one key that every row has: its own. */
+function leastExtent(tiles: number): Extent {
+  return { outputs: tiles, inputs: tiles, pairs: tiles };
+}
+
+/** Of every pair of a query and a key within reach: E multiply-adds for the score, E for the value, the softmax not counted. */
+function attentionCost({ heads, kvHeads, headDim }: AttentionVariant, { outputs, inputs, pairs }: Extent): Cost {
+  return {
+    flops: 4 * pairs * heads * headDim,
+    bytes: 4 * headDim * (2 * outputs * heads + 2 * inputs * kvHeads),
+  };
+}
+
+/**
+ * What attention over tiles first .. end - 1 reads: pairs of a query and a key within the window (0: all before it), and
+ * the keys' distinct rows, where tiles of one sequence, and sequences of one prefix, follow each other.
+ */
+export function attentionExtent(
+  spans: Uint32Array,
+  tiles: Uint32Array,
+  window: number,
+  first = 0,
+  end = tiles.length / 2,
+): Extent {
+  let [outputs, inputs, pairs] = [0, 0, 0];
+  // Where the sequence before lies, and how many of its first keys are counted.
+  let [prefix, own, counted] = [-1, -1, 0];
+  for (let tile = first; tile < end; tile++) {
+    const [row, rows] = [tiles[2 * tile], tiles[2 * tile + 1]];
+    const [prefixStart, prefixLength, ownStart, position] = spans.subarray(row * 4, row * 4 + 4);
+    outputs += rows;
+    for (let p = position; p < position + rows; p++) pairs += window > 0 ? Math.min(p + 1, window) : p + 1;
+    if (prefixStart !== prefix) counted = 0;
+    else if (ownStart !== own) counted = Math.min(counted, prefixLength);
+    [prefix, own] = [prefixStart, ownStart];
+    const begin = Math.max(counted, window > 0 ? position + 1 - window : 0);
+    inputs += Math.max(0, position + rows - begin);
+    counted = Math.max(counted, position + rows);
+  }
+  return { outputs, inputs, pairs };
 }
 
 /** Sums a lane by subgroup size: SwiftShader (4) and llvmpipe (8) keep them in the cache as well as in registers. */

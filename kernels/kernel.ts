@@ -33,6 +33,34 @@ export interface Kernel {
   readonly subgroups: boolean;
   /** Workgroups for `rows` rows of output. */
   readonly grid: (rows: number) => readonly [x: number, y: number, z: number];
+  /**
+   * The work of a dispatch over `rows` rows, as the problem asks for it, not as a variant does it.
+   * @param extent what the number of rows does not tell; a kernel that needs it takes the least possible without it
+   */
+  readonly cost?: (rows: number, extent?: Extent) => Cost;
+}
+
+/**
+ * Useful work of a dispatch.
+ * - `flops`: floating-point operations, a multiply-add counts two. Only what the formula needs: no work on padding or
+ *   masked keys, nothing that a variant does twice. Of an element's own arithmetic (activation, norm, rotation) the
+ *   file of the kernel says what an element counts; exp, tanh and the like count one.
+ * - `bytes`: every element of input once and every element of output once (read and written where it is updated in
+ *   place), in the size that it is stored in. What a real dispatch loads again is not in it: caches may serve it.
+ */
+export interface Cost {
+  readonly flops: number;
+  readonly bytes: number;
+}
+
+/** What of a dispatch's work depends on data. */
+export interface Extent {
+  /** Rows of output. */
+  readonly outputs: number;
+  /** Distinct rows of input that are read. */
+  readonly inputs: number;
+  /** Pairs of a row of output and a row of input that are combined. */
+  readonly pairs: number;
 }
 
 /** What an adapter allows, as far as a kernel's default variant depends on it. */

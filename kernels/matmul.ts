@@ -19,6 +19,7 @@
 import { type Activation, activate, activatedText, activationFunction } from "./activation.ts";
 import {
   type Binding,
+  type Cost,
   declareBindings,
   type Kernel,
   kernelKey,
@@ -237,6 +238,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     bindings,
     subgroups: subgroup > 0,
     grid: (count) => [Math.ceil(n / (lanes * tileCols)), Math.ceil(count / tileRows), 1],
+    cost: (count) => matmulCost(variant, count),
   };
 }
 
@@ -260,6 +262,18 @@ export function matmulTile(
     .map((c) => c + 1)
     .reduce((best, cols) => (cost(cols) < cost(best) ? cols : best));
   return { tileRows, tileCols, lanes, subgroup };
+}
+
+/** K multiply-adds an element of each product, and one more operation for each of bias, residual and gating. */
+function matmulCost({ k, n, weight, epilogue, bias }: MatmulVariant, rows: number): Cost {
+  const products = epilogue === "glu" ? 2 : 1;
+  const extra = (bias ? products : 0) + (epilogue === "store" ? 0 : 1);
+  return {
+    flops: rows * n * (2 * k * products + extra),
+    bytes:
+      4 * (rows * k + products * n * weightRowWords(weight, k) + (bias ? products * n : 0)) +
+      4 * rows * n * (epilogue === "add" ? 2 : 1),
+  };
 }
 
 /** CPU twin of `matmul`: same bindings, same order of summation, sums in float64. */

@@ -4,8 +4,9 @@
  */
 import type { DeviceBuffer, DeviceLimits } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
-import { dispatch, type Pipeline } from "../engine/pipelines.ts";
+import type { Pipeline } from "../engine/pipelines.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";
+import { Recorder } from "../engine/recorder.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
@@ -83,7 +84,7 @@ export interface Feeder extends Disposable {
   /** Brings everything, where it stays, by way of x (R, D). */
   load(x: DeviceBuffer): Promise<void>;
   /** Records or uploads the features of drawn lists, one after another, into the first rows of x (R, D). */
-  feed(encoder: GPUCommandEncoder, lists: readonly DrawnList[], x: DeviceBuffer): Promise<void>;
+  feed(recorder: Recorder, lists: readonly DrawnList[], x: DeviceBuffer): Promise<void>;
 }
 
 export interface FeederOptions {
@@ -169,7 +170,7 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
   const staging = new Float32Array(rows * dim);
 
   /** Reads drawn lists, uploads them, and records their standardisation into the first rows of x. */
-  async function bring(encoder: GPUCommandEncoder, lists: readonly DrawnList[], x: DeviceBuffer): Promise<number> {
+  async function bring(recorder: Recorder, lists: readonly DrawnList[], x: DeviceBuffer): Promise<number> {
     const first: number[] = [];
     let count = 0;
     for (const drawn of lists) {
@@ -193,9 +194,7 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
     device.write(raw, staging.subarray(0, count * dim));
     device.write(spans, rowSpans);
     device.write(params, Uint32Array.of(count, 0, 0, 0));
-    const pass = encoder.beginComputePass();
-    dispatch(device, pass, pipeline, { x: raw, index, spans, mean, scale, out: x, params }, count);
-    pass.end();
+    recorder.dispatch(pipeline, { x: raw, index, spans, mean, scale, out: x, params }, count);
     return count;
   }
 
@@ -212,21 +211,19 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
           count += drawnRows(source, waiting[at]);
           lists.push(waiting[at++]);
         }
-        const encoder = device.gpu.createCommandEncoder();
-        await bring(encoder, lists, x);
-        for (const { at: from, place, bytes } of runs(lists))
-          encoder.copyBufferToBuffer(x.gpu, from, place.store.gpu, place.offset, bytes);
-        device.submit(encoder);
+        const recorder = new Recorder(device, "features");
+        await bring(recorder, lists, x);
+        for (const { at: from, place, bytes } of runs(lists)) recorder.copy(x, from, place.store, place.offset, bytes);
+        await recorder.submit();
         await device.idle();
       }
     },
-    async feed(encoder, lists, x) {
+    async feed(recorder, lists, x) {
       if (!resident) {
-        await bring(encoder, lists, x);
+        await bring(recorder, lists, x);
         return;
       }
-      for (const { at, place, bytes } of runs(lists))
-        encoder.copyBufferToBuffer(place.store.gpu, place.offset, x.gpu, at, bytes);
+      for (const { at, place, bytes } of runs(lists)) recorder.copy(place.store, place.offset, x, at, bytes);
     },
     [Symbol.dispose]: release,
   };

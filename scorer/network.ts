@@ -5,8 +5,9 @@
  */
 import type { Device, DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
-import { type BoundBuffer, dispatch, type Pipeline } from "../engine/pipelines.ts";
+import type { BoundBuffer, Pipeline } from "../engine/pipelines.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";
+import type { Recorder } from "../engine/recorder.ts";
 import { columnSum } from "../kernels/column-sum.ts";
 import { type DropoutVariant, NO_DROPOUT } from "../kernels/dropout.ts";
 import { dropoutRows } from "../kernels/dropout-rows.ts";
@@ -144,9 +145,9 @@ export interface Network extends Disposable {
   /** Sets the batch: spans (R) of (first row, end row) of each row's list. */
   begin(spans: Uint32Array<ArrayBuffer>): void;
   /** Records x -> cosines (R) of (score, 1 / norm). With `counter` (training) dropout is applied. */
-  forward(pass: GPUComputePassEncoder, counter?: DeviceBuffer): void;
+  forward(recorder: Recorder, counter?: DeviceBuffer): void;
   /** Records scoreGrads (R) -> grads +=; the forward pass with the same counter must have run on this batch. */
-  backward(pass: GPUComputePassEncoder, counter: DeviceBuffer): void;
+  backward(recorder: Recorder, counter: DeviceBuffer): void;
 }
 
 /** Makes the buffers of a plan, all or none. @throws {StratumError} `memory/buffer-limit` */
@@ -283,8 +284,8 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
     bias: part(buffer, `${names[layer]}bias`),
   });
 
-  function run(pass: GPUComputePassEncoder, pipeline: Pipeline, bound: Record<string, BoundBuffer>): void {
-    dispatch(device, pass, pipeline, { ...bound, params: buffers["params"] }, current);
+  function run(recorder: Recorder, role: string, pipeline: Pipeline, bound: Record<string, BoundBuffer>): void {
+    recorder.dispatch(pipeline, { ...bound, params: buffers["params"] }, current, { role });
   }
 
   return {
@@ -301,34 +302,35 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
       device.write(buffers["spans"], spans);
       device.write(buffers["params"], Uint32Array.of(current, 0, 0, 0));
     },
-    forward(pass, counter) {
+    forward(recorder, counter) {
       const set = counter === undefined ? inference : kernels.forward;
       const { x, spans, h, qkv, attended, lse, projected, u, f, ffn, cosines } = buffers;
       const random: Record<string, BoundBuffer> = counter === undefined ? {} : { counter };
       const linear = (layer: Linear, input: DeviceBuffer, out: DeviceBuffer) =>
-        run(pass, set[layer], { x: input, ...of(weights, layer), out });
+        run(recorder, layer, set[layer], { x: input, ...of(weights, layer), out });
       const norm = (layer: Norm, residual: DeviceBuffer, branch: DeviceBuffer, suffix: string) =>
-        run(pass, set[layer], {
+        run(recorder, layer, set[layer], {
           ...{ residual, branch, ...of(weights, layer), ...random },
           ...{ out: buffers[`y${suffix}`], xhat: buffers[`xhat${suffix}`], rstd: buffers[`rstd${suffix}`] },
         });
-      if (counter !== undefined && inputDropout !== undefined) run(pass, inputDropout, { counter, x });
+      if (counter !== undefined && inputDropout !== undefined)
+        run(recorder, "inputDropout", inputDropout, { counter, x });
       linear("proj", x, h);
       let stream = h;
       if (head === "listwise") {
         linear("inProj", h, qkv);
-        run(pass, set["attention"], { qkv, spans, ...random, out: attended, lse });
+        run(recorder, "attention", set["attention"], { qkv, spans, ...random, out: attended, lse });
         linear("outProj", attended, projected);
         norm("norm1", h, projected, "1");
         stream = buffers["y1"];
       }
       linear("linear1", stream, u);
-      run(pass, set["gelu"], { x: u, ...random, out: f });
+      run(recorder, "gelu", set["gelu"], { x: u, ...random, out: f });
       linear("linear2", f, ffn);
       norm("norm2", stream, ffn, "2");
-      run(pass, set["cosine"], { y: buffers["y2"], spans, cosines });
+      run(recorder, "cosine", set["cosine"], { y: buffers["y2"], spans, cosines });
     },
-    backward(pass, counter) {
+    backward(recorder, counter) {
       if (grads === undefined) throw new Error("a network without training has no backward pass");
       const into = grads;
       const back = kernels.backward;
@@ -336,28 +338,36 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
       const random: Record<string, BoundBuffer> = rate > 0 ? { counter } : {};
       /** Gradients of a layer's weight and bias from those of its output. */
       const linear = (layer: Linear, dy: DeviceBuffer, input: DeviceBuffer) => {
-        run(pass, back[`${layer}.weight`], { dy, x: input, grad: of(into, layer).weight });
-        run(pass, back[`${layer}.bias`], { x: dy, grad: of(into, layer).bias });
+        run(recorder, `${layer} weight gradient`, back[`${layer}.weight`], {
+          dy,
+          x: input,
+          grad: of(into, layer).weight,
+        });
+        run(recorder, `${layer} bias gradient`, back[`${layer}.bias`], { x: dy, grad: of(into, layer).bias });
       };
       const inputOf = (layer: Linear, dy: DeviceBuffer, out: DeviceBuffer) =>
-        run(pass, back[`${layer}.input`], { x: dy, weight: of(weights, layer).weight, out });
+        run(recorder, `${layer} input gradient`, back[`${layer}.input`], {
+          x: dy,
+          weight: of(weights, layer).weight,
+          out,
+        });
       /** @returns the gradient of the branch */
       const norm = (layer: Norm, dout: DeviceBuffer, suffix: string, residual: DeviceBuffer, branch: DeviceBuffer) => {
         const xhat = buffers[`xhat${suffix}`];
         const { weight, bias } = of(into, layer);
-        run(pass, back[layer], {
+        run(recorder, `${layer} gradient`, back[layer], {
           ...{ dout, xhat, rstd: buffers[`rstd${suffix}`], weight: of(weights, layer).weight, ...random },
           ...{ dresidual: residual, dbranch: branch },
         });
-        run(pass, back["normWeight"], { x: dout, y: xhat, grad: weight });
-        run(pass, back["normBias"], { x: dout, grad: bias });
+        run(recorder, "normWeight gradient", back["normWeight"], { x: dout, y: xhat, grad: weight });
+        run(recorder, "normBias gradient", back["normBias"], { x: dout, grad: bias });
         return rate > 0 ? branch : residual;
       };
-      run(pass, back["cosine"], { y: y2, spans, cosines, grads: scoreGrads, dy: dy2 });
+      run(recorder, "cosine gradient", back["cosine"], { y: y2, spans, cosines, grads: scoreGrads, dy: dy2 });
       const dbranch = norm("norm2", dy2, "2", dy1, dffn);
       linear("linear2", dbranch, f);
       inputOf("linear2", dbranch, df);
-      run(pass, back["gelu"], { x: u, ...random, dout: df });
+      run(recorder, "gelu gradient", back["gelu"], { x: u, ...random, dout: df });
       linear("linear1", df, head === "listwise" ? buffers["y1"] : h);
       inputOf("linear1", df, dy1);
       let stream = dy1;
@@ -366,8 +376,25 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
         const dout = norm("norm1", dy1, "1", dh, dprojected);
         linear("outProj", dout, attended);
         inputOf("outProj", dout, dattended);
-        run(pass, back["query"], { qkv, spans, out: attended, dout: dattended, lse, ...random, delta, dqkv });
-        run(pass, back["keyValue"], { qkv, spans, dout: dattended, lse, ...random, delta, dqkv });
+        run(recorder, "query gradient", back["query"], {
+          qkv,
+          spans,
+          out: attended,
+          dout: dattended,
+          lse,
+          ...random,
+          delta,
+          dqkv,
+        });
+        run(recorder, "keyValue gradient", back["keyValue"], {
+          qkv,
+          spans,
+          dout: dattended,
+          lse,
+          ...random,
+          delta,
+          dqkv,
+        });
         linear("inProj", dqkv, h);
         inputOf("inProj", dqkv, dh);
         stream = dh;

@@ -4,8 +4,8 @@
  */
 import type { DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
-import { dispatch } from "../engine/pipelines.ts";
 import { checkPlan, type PlannedBuffer } from "../engine/planned-buffer.ts";
+import { Recorder } from "../engine/recorder.ts";
 import { canonicalOrder } from "../kernels/canonical-order.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
@@ -119,19 +119,15 @@ export async function createScorer(engine: Engine, options: ScorerOptions): Prom
     device.write(buffers["index"], index);
     device.write(buffers["rowParams"], Uint32Array.of(row, 0, 0, 0));
     const shared = { x: states, spans: network.buffers["spans"], params: buffers["rowParams"] };
-    const encoder = device.gpu.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    dispatch(device, pass, orderPipe, { ...shared, index: buffers["index"], rank, order }, row);
-    dispatch(
-      device,
-      pass,
+    const recorder = new Recorder(device, "scorer");
+    recorder.dispatch(orderPipe, { ...shared, index: buffers["index"], rank, order }, row);
+    recorder.dispatch(
       standardisePipe,
       { ...shared, index: order, mean: buffers["mean"], scale: buffers["scale"], out: x },
       row,
     );
-    network.forward(pass);
-    pass.end();
-    device.submit(encoder);
+    network.forward(recorder);
+    await recorder.submit();
     const places = new Uint32Array(await device.read(rank, 4 * row, readback));
     const values = new Float32Array(await device.read(cosines, 8 * row, readback));
     return lists.map(({ candidates }, l) =>

@@ -4,8 +4,8 @@
  */
 import type { DeviceBuffer, DeviceLimits } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
-import { dispatch } from "../engine/pipelines.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";
+import { Recorder } from "../engine/recorder.ts";
 import { ADAMW_HYPER, adamw } from "../kernels/adamw.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { LIST_LOSS_AUX_BYTES, type LossName, listLoss, listLossDefaults } from "../kernels/list-loss.ts";
@@ -165,7 +165,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
     }
 
     /** Uploads a batch's shape and labels and feeds its features. */
-    async function begin(encoder: GPUCommandEncoder, batch: readonly DrawnList[], weight: number): Promise<void> {
+    async function begin(recorder: Recorder, batch: readonly DrawnList[], weight: number): Promise<void> {
       const sizes = batch.map((drawn) => drawnRows(source, drawn));
       const total = sizes.reduce((sum, size) => sum + size, 0);
       const [spans, extents, values] = [
@@ -182,7 +182,7 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
         }
         row += sizes[b];
       }
-      await feeder.feed(encoder, batch, network.buffers["x"]);
+      await feeder.feed(recorder, batch, network.buffers["x"]);
       network.begin(spans);
       device.write(lists, extents);
       device.write(labels, values);
@@ -190,10 +190,10 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
       device.write(listParams, Uint32Array.of(batch.length, 0, 0, 0));
     }
 
-    function lossPass(pass: GPUComputePassEncoder, batch: readonly DrawnList[]): void {
+    function lossPass(recorder: Recorder, batch: readonly DrawnList[]): void {
       const { cosines, scoreGrads } = network.buffers;
       const bound = { cosines, labels, lists, hyper: lossHyper, losses: batchLosses, grads: scoreGrads, aux };
-      dispatch(device, pass, lossPipe, { ...bound, params: listParams }, batch.length);
+      recorder.dispatch(lossPipe, { ...bound, params: listParams }, batch.length);
     }
 
     /** Waits now and then: what is uploaded for batches that are queued takes memory until they are done. */
@@ -209,17 +209,15 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
       let done = 0;
       let firstRow = 0;
       for (const batch of batchesOf(drawn)) {
-        const encoder = device.gpu.createCommandEncoder();
-        if (done === 0) encoder.clearBuffer(grads.gpu);
-        await begin(encoder, batch, 1 / drawn.length);
+        const recorder = new Recorder(device, "step");
+        if (done === 0) recorder.clear(grads);
+        await begin(recorder, batch, 1 / drawn.length);
         device.write(counter, Uint32Array.of(step, seed, firstRow));
-        const pass = encoder.beginComputePass();
-        network.forward(pass, counter);
-        lossPass(pass, batch);
-        network.backward(pass, counter);
-        pass.end();
-        encoder.copyBufferToBuffer(batchLosses.gpu, 0, losses.gpu, 4 * done, 4 * batch.length);
-        device.submit(encoder);
+        network.forward(recorder, counter);
+        lossPass(recorder, batch);
+        network.backward(recorder, counter);
+        recorder.copy(batchLosses, 0, losses, 4 * done, 4 * batch.length);
+        await recorder.submit();
         await throttle();
         done += batch.length;
         firstRow += batch.reduce((sum, each) => sum + drawnRows(source, each), 0);
@@ -270,20 +268,13 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
           Float32Array.from(ADAMW_HYPER, (name) => values[name]),
         );
         device.write(stepParams, Uint32Array.of(drawn.length, logged.length, 0, 0));
-        const encoder = device.gpu.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        dispatch(device, pass, squarePipe, { x: grads, partials }, 1);
-        dispatch(
-          device,
-          pass,
-          statusPipe,
-          { losses, partials, clip: buffers["clip"], log, status, params: stepParams },
-          1,
-        );
+        const recorder = new Recorder(device, "step");
+        recorder.dispatch(squarePipe, { x: grads, partials }, 1);
+        const told = { losses, partials, clip: buffers["clip"], log, status, params: stepParams };
+        recorder.dispatch(statusPipe, told, 1);
         const bound = { grads, hyper, status, weights: network.weights, first, second };
-        dispatch(device, pass, adamwPipe, bound, 1);
-        pass.end();
-        device.submit(encoder);
+        recorder.dispatch(adamwPipe, bound, 1);
+        await recorder.submit();
         logged.push(step);
       },
       async readLog() {
@@ -302,13 +293,11 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
         const scores: Float32Array[] = [];
         const found = new Float32Array(chosen.length);
         for (const batch of batchesOf(chosen.map((list) => ({ list })))) {
-          const encoder = device.gpu.createCommandEncoder();
-          await begin(encoder, batch, 1);
-          const pass = encoder.beginComputePass();
-          network.forward(pass);
-          lossPass(pass, batch);
-          pass.end();
-          device.submit(encoder);
+          const recorder = new Recorder(device, "evaluation");
+          await begin(recorder, batch, 1);
+          network.forward(recorder);
+          lossPass(recorder, batch);
+          await recorder.submit();
           const total = batch.reduce((sum, each) => sum + drawnRows(source, each), 0);
           const cosines = await read(network.buffers["cosines"], 2 * total);
           found.set(await read(batchLosses, batch.length), scores.length);

@@ -1,7 +1,8 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { Device, type DeviceBuffer, openDevice } from "../../engine/device.ts";
 import { createEngine, type Engine } from "../../engine/model.ts";
-import { type BoundBuffer, dispatch, Pipelines } from "../../engine/pipelines.ts";
+import { type BoundBuffer, Pipelines } from "../../engine/pipelines.ts";
+import { Recorder } from "../../engine/recorder.ts";
 import { runKernel } from "../../engine/run-kernel.ts";
 import { checkCases, selfCheck } from "../../engine/self-check.ts";
 import { attention } from "../../kernels/attention.ts";
@@ -86,13 +87,11 @@ describe("an error in the background becomes the error of the next call", () => 
       Object.entries(buffers).map(([name, data]) => [name, device.createBuffer(name, data.byteLength, "storage")]),
     );
     const params = device.createBuffer("params", 4, "uniform");
-    const encoder = device.gpu.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    dispatch(device, pass, pipeline, { ...bound, params }, 1);
-    pass.end();
+    const recorder = new Recorder(device, "test");
+    recorder.dispatch(pipeline, { ...bound, params }, 1);
     // The binding's error is reported at once or with the submission.
     const running = async () => {
-      device.submit(encoder);
+      await recorder.submit();
       await device.idle();
     };
     await expect(running()).rejects.toThrow(failing("device/validation", "size"));
@@ -240,15 +239,14 @@ describe("pipelines", () => {
     });
     const pipeline = await pipelines.get(kernel);
     const buffer = device.createBuffer("any", 64, "storage");
-    const pass = device.gpu.createCommandEncoder().beginComputePass();
+    const recorder = new Recorder(device, "test");
     const some: Record<string, BoundBuffer> = { q: buffer, kv: buffer, spans: buffer, tiles: buffer };
-    expect(() => dispatch(device, pass, pipeline, some, 1)).toThrow(failing("kernel/binding", "attention", "'out'"));
+    expect(() => recorder.dispatch(pipeline, some, 1)).toThrow(failing("kernel/binding", "attention", "'out'"));
     const all = { ...some, out: buffer, params: device.createBuffer("p", 16, "uniform") };
     const limit = device.info.limits.maxComputeWorkgroupsPerDimension;
-    expect(() => dispatch(device, pass, pipeline, all, limit + 1)).toThrow(
+    expect(() => recorder.dispatch(pipeline, all, limit + 1)).toThrow(
       failing("kernel/grid", "attention", `${limit + 1} x 1 x 1`, String(limit)),
     );
-    pass.end();
   });
 });
 

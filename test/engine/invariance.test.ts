@@ -130,8 +130,8 @@ describe.each([
     }
   });
 
-  it("in dispatches of 64 rows and 16 attention tiles: as in one", async () => {
-    const cut: LoadedModel = { ...model, engine: { ...engine, dispatchFlops: 1 } };
+  it("in dispatches of 64 rows and 16 attention tiles, a command buffer each: as in one", async () => {
+    const cut: LoadedModel = { ...model, engine: { ...engine, dispatchFlops: 1, submitFlops: 1 } };
     const [batch] = packBatches(groups, { budget: 512 });
     // More than two steps of each kind.
     expect(batch.ids.length).toBeGreaterThan(128);
