@@ -1,4 +1,5 @@
 /** What the commands share: options, opening model and device, the printed plan. */
+
 import { createReadStream, readFileSync } from "node:fs";
 import { stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -10,6 +11,7 @@ import { type LoadModelOptions, loadModel, type Model } from "../engine/hidden-s
 import { createEngine, type Engine } from "../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun, type RunPlan, type RunRequest } from "../engine/plan.ts";
+import { platformOf } from "../engine/platform.ts";
 import { messageOf, StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
@@ -182,7 +184,7 @@ export async function loadPlanned(
   more: { readonly workspaces?: number; readonly scorerBytes?: number } = {},
 ): Promise<Model> {
   const { workspaces = 1, scorerBytes = 0 } = more;
-  const plan = await planRun(files.checkpoint, files.spec, run, engine.device.info.limits);
+  const plan = await planRun(files.checkpoint, files.spec, run, platformOf(engine));
   note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
   const bytes = plan.weights.bytes + workspaces * (plan.bytes - plan.weights.bytes);
   note(planLine(files, { ...plan, bytes }, scorerBytes));

@@ -1,8 +1,10 @@
 /** `rank --dry-run`: tokens, time and memory, without running the model. */
+
 import { groupCost, packBatches, type SequenceGroup } from "../engine/batch.ts";
 import { batchFlops, measureRate } from "../engine/cost.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { batchBudget, planRun } from "../engine/plan.ts";
+import { platformOf } from "../engine/platform.ts";
 import { longFrom } from "../engine/rope-table.ts";
 import { createListEncoder, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
@@ -73,7 +75,7 @@ export async function dryRun(
       files.checkpoint,
       files.spec,
       { layers: [layer], output: "scores", pooling, batchTokens: budget },
-      limits,
+      platformOf({ device, ...engine }),
     );
     const rate = await measureRate({ device, ...engine }, files.spec.config);
     const seconds = counts.flops / rate;

@@ -5,6 +5,7 @@ import type { DeviceLimits } from "../engine/device.ts";
 import { resolveLayers } from "../engine/layers.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun } from "../engine/plan.ts";
+import { defaultPlatform } from "../engine/platform.ts";
 import {
   addCommonOptions,
   type CommonOptions,
@@ -31,10 +32,13 @@ Examples:
   $ stratum inspect path/to/model --layers 25%,50%,100% --json
   $ stratum inspect path/to/model --layers 8 --quantise-report`;
 
-/** The plan of an adapter without limits: what a tensor is split into changes no sum. */
-const NO_LIMITS = Object.fromEntries(
-  ["maxBufferSize", "maxStorageBufferBindingSize"].map((name) => [name, Number.MAX_SAFE_INTEGER]),
-) as DeviceLimits;
+/** An adapter without limits: what a tensor is split into changes no sum. Weights in textures: a little more than in buffers. */
+const ANY_PLATFORM = defaultPlatform(
+  Object.fromEntries(
+    ["maxBufferSize", "maxStorageBufferBindingSize", "maxTextureDimension2D"].map((name) => [name, 2 ** 40]),
+  ) as DeviceLimits,
+  { subgroupSize: 0, textures: true },
+);
 
 /** Declares the command. */
 export function inspectCommand(program: Command): void {
@@ -108,7 +112,7 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
       files.checkpoint,
       files.spec,
       { layers: [layer], output: "scores", batchTokens: flags.batchTokens },
-      NO_LIMITS,
+      ANY_PLATFORM,
     );
     runs.push({
       layer,

@@ -1,11 +1,12 @@
 /** What a run costs: floating-point operations, and a measured rate to turn them into time. */
 
-import { matmul, matmulTile } from "../kernels/matmul.ts";
+import { matmul, matmulRowWords } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
 import { type Batch, rowOf } from "./batch.ts";
 import type { BlockSpec, DecoderConfig, ModelSpec } from "./decoder.ts";
 import type { Engine } from "./model.ts";
 import type { RunPooling } from "./plan.ts";
+import { platformOf } from "./platform.ts";
 import { timeKernel } from "./run-kernel.ts";
 
 /**
@@ -41,7 +42,7 @@ const CALIBRATION_COLUMNS = 2048;
  */
 export async function measureRate(engine: Engine, { hiddenSize: k, ffn }: DecoderConfig): Promise<number> {
   const n = Math.min(ffn, CALIBRATION_COLUMNS);
-  const kernel = matmul({
+  const variant = {
     k,
     n,
     weight: "bf16",
@@ -49,12 +50,13 @@ export async function measureRate(engine: Engine, { hiddenSize: k, ffn }: Decode
     bias: false,
     outStride: n,
     outOffset: 0,
-    ...matmulTile(engine.target, "store", n),
-  });
+    ...platformOf(engine).tile({ k, n, weight: "bf16", epilogue: "store" }),
+  } as const;
+  const kernel = matmul(variant);
   const random = seededRandom(1);
   const buffers = {
     x: Float32Array.from({ length: CALIBRATION_ROWS * k }, random),
-    weight: new Uint32Array(n * Math.ceil(k / 2)).fill(0x3c003c00),
+    weight: new Uint32Array(n * matmulRowWords(variant)).fill(0x3c003c00),
     out: new Float32Array(CALIBRATION_ROWS * n),
   };
   const times = await timeKernel(engine.device, engine.pipelines, kernel, buffers, CALIBRATION_ROWS, 5);

@@ -4,6 +4,7 @@
  * the background (validation errors, out-of-memory, device loss) into an error of the next call.
  */
 import { StratumError } from "../errors.ts";
+import { TEXEL_BYTES } from "../kernels/texture.ts";
 import { type AdapterChoice, type AdapterTrial, adapterName, openAdapter } from "./adapter.ts";
 
 /** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
@@ -15,6 +16,7 @@ const LIMITS = [
   "maxComputeInvocationsPerWorkgroup",
   "maxComputeWorkgroupSizeX",
   "maxComputeWorkgroupsPerDimension",
+  "maxTextureDimension2D",
 ] as const;
 
 export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
@@ -38,28 +40,41 @@ export interface DeviceInfo {
   readonly subgroupSize: number;
 }
 
-/** A buffer that its device counts. */
-export interface DeviceBuffer {
+/** Memory that its device counts. */
+interface DeviceMemory {
   readonly label: string;
   /** Bytes, a multiple of 4. */
   readonly size: number;
-  readonly gpu: GPUBuffer;
   destroy(): void;
 }
 
+export interface DeviceBuffer extends DeviceMemory {
+  readonly gpu: GPUBuffer;
+}
+
+/** A texture of four words a texel, of floats or of words of any meaning. */
+export interface DeviceTexture extends DeviceMemory {
+  readonly texture: GPUTexture;
+  readonly view: GPUTextureView;
+  readonly width: number;
+  readonly height: number;
+}
+
 export type BufferUse = "storage" | "uniform" | "readback";
+export type TextureFormat = "rgba32float" | "rgba32uint";
 
 const STORAGE = 0x80 | 0x04 | 0x08; // STORAGE | COPY_SRC | COPY_DST
 const UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
 const READBACK = 0x01 | 0x08; // MAP_READ | COPY_DST
+const TEXTURE = 0x04 | 0x02; // TEXTURE_BINDING | COPY_DST
 const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: UNIFORM, readback: READBACK };
 
-/** Owns a GPU device and every buffer made from it. */
+/** Owns a GPU device and every buffer and texture made from it. */
 export class Device {
   readonly gpu: GPUDevice;
   readonly info: DeviceInfo;
   readonly #instance: GPU;
-  readonly #buffers = new Set<DeviceBuffer>();
+  readonly #live = new Set<DeviceMemory>();
   #failure: StratumError | undefined;
   #disposed = false;
 
@@ -94,16 +109,16 @@ export class Device {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Bytes of all live buffers. */
+  /** Bytes of all live buffers and textures. */
   get liveBytes(): number {
     let sum = 0;
-    for (const buffer of this.#buffers) sum += buffer.size;
+    for (const { size } of this.#live) sum += size;
     return sum;
   }
 
-  /** The live buffers, in the order of their making. */
-  get liveBuffers(): readonly DeviceBuffer[] {
-    return [...this.#buffers];
+  /** The live buffers and textures, in the order of their making. */
+  get liveBuffers(): readonly Pick<DeviceMemory, "label" | "size">[] {
+    return [...this.#live];
   }
 
   /**
@@ -128,17 +143,56 @@ export class Device {
       size: bytes,
       gpu,
       destroy: () => {
-        if (this.#buffers.delete(buffer)) gpu.destroy();
+        if (this.#live.delete(buffer)) gpu.destroy();
       },
     };
-    this.#buffers.add(buffer);
+    this.#live.add(buffer);
     return buffer;
+  }
+
+  /**
+   * Makes a texture of `width` x `height` texels of four words.
+   * @throws {StratumError} `memory/texture-limit` beyond the adapter's limit
+   */
+  createTexture(label: string, width: number, height: number, format: TextureFormat): DeviceTexture {
+    this.check();
+    const limit = this.info.limits.maxTextureDimension2D;
+    if (width > limit || height > limit) {
+      throw new StratumError(
+        "memory/texture-limit",
+        `texture '${label}' needs ${width} x ${height} texels; the adapter ${this.info.name} has at most ${limit} in a dimension`,
+        "lower --batch-tokens, or use another adapter (stratum doctor shows their limits)",
+      );
+    }
+    const texture = this.gpu.createTexture({ label, size: [width, height], format, usage: TEXTURE });
+    const made: DeviceTexture = {
+      label,
+      size: width * height * TEXEL_BYTES,
+      texture,
+      view: texture.createView(),
+      width,
+      height,
+      destroy: () => {
+        if (this.#live.delete(made)) texture.destroy();
+      },
+    };
+    this.#live.add(made);
+    return made;
   }
 
   /** Writes bytes at an offset (both multiples of 4). */
   write(buffer: DeviceBuffer, data: ArrayBufferView<ArrayBuffer>, offset = 0): void {
     this.check();
     this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength);
+  }
+
+  /** Writes whole rows of texels from row `row` on. */
+  writeTexture({ texture, width }: DeviceTexture, data: ArrayBufferView<ArrayBuffer>, row = 0): void {
+    this.check();
+    const bytesPerRow = width * TEXEL_BYTES;
+    const layout = { offset: data.byteOffset, bytesPerRow };
+    const size = [width, data.byteLength / bytesPerRow];
+    this.gpu.queue.writeTexture({ texture, origin: [0, row] }, data.buffer, layout, size);
   }
 
   submit(encoder: GPUCommandEncoder): void {
@@ -184,8 +238,7 @@ export class Device {
   [Symbol.dispose](): void {
     if (this.#disposed) return;
     this.#disposed = true;
-    for (const buffer of this.#buffers) buffer.gpu.destroy();
-    this.#buffers.clear();
+    for (const memory of this.#live) memory.destroy();
     this.gpu.destroy();
     void this.#instance;
   }

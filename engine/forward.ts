@@ -4,19 +4,21 @@
  */
 import { attention, attentionDefaults } from "../kernels/attention.ts";
 import type { Extent } from "../kernels/kernel.ts";
-import { type MatmulVariant, matmul, matmulTile } from "../kernels/matmul.ts";
+import { type MatmulVariant, matmul } from "../kernels/matmul.ts";
 import { type NormVariant, norm, normDefaults } from "../kernels/norm.ts";
 import { rope } from "../kernels/rope.ts";
 import { rowGather } from "../kernels/row-gather.ts";
 import { rotaryDims } from "../weights/rope.ts";
 import { type BlockSpec, MATRIX_ROLES, type MatrixRole, NORM_ROLES, type NormRole } from "./decoder.ts";
-import type { DeviceBuffer } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device.ts";
 import type { BlockWeights, LoadedModel, NormWeights, WeightMatrix } from "./model.ts";
 import type { BoundBuffer, Pipeline } from "./pipelines.ts";
 import type { WorkspaceName } from "./plan.ts";
 import type { DispatchNote, Recorder } from "./recorder.ts";
 
-export type Workspace = Readonly<Record<WorkspaceName, DeviceBuffer>>;
+export type Workspace = Readonly<Record<Exclude<WorkspaceName, "packed">, DeviceBuffer>> & {
+  readonly packed: DeviceTexture;
+};
 
 /** A uniform that holds (rows, offset). */
 export type Params = (rows: number, offset?: number) => BoundBuffer;
@@ -61,7 +63,7 @@ function matmulKernel(model: LoadedModel, spec: BlockSpec, role: MatrixRole, mat
     bias: matrix.bias !== null,
     outStride: role === "key" || role === "value" ? 2 * kvSize : matrix.n,
     outOffset: n0 + (role === "value" ? kvSize : 0),
-    ...matmulTile(model.engine.target, output[role].epilogue, n),
+    ...matrix.tile,
   });
 }
 
@@ -190,7 +192,9 @@ export function recordBlock(
   const spec = model.spec.blocks[index];
   const block: BlockWeights = model.blocks[index];
   const made = kernels.blocks[index];
-  const { x, normed, query, kv, attended, ffn } = workspace;
+  const { x, normed, query, kv, attended, ffn, packed } = workspace;
+  /** The buffer whose contents the texture holds. */
+  let held: DeviceBuffer | null = null;
 
   /** What may take long goes in several dispatches; a row's sums are its own, so the cut changes no bit. */
   const run = (
@@ -206,9 +210,14 @@ export function recordBlock(
       const note: DispatchNote = { role, extent: extent?.(first, end) };
       recorder.dispatch(pipeline, { ...bound, params: params(end, first) }, end - first, note);
     }
+    if (bound["out"] === held) held = null;
   };
   const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number): void => {
     const matrix = block.matrices[role] as WeightMatrix;
+    if (matrix.tile.textures && held !== input) {
+      recorder.copyToTexture(input, packed, 4 * rows * matrix.k);
+      held = input;
+    }
     for (const [part, { buffer, n0, n }] of matrix.parts.entries()) {
       const slice = (bias: DeviceBuffer | null) => (bias === null ? undefined : biasSlice(bias, n0, n));
       const { up } = block.matrices;
@@ -216,7 +225,8 @@ export function recordBlock(
         role === "gate" && up !== null
           ? { gate: buffer, up: up.parts[part].buffer, gateBias: slice(matrix.bias), upBias: slice(up.bias) }
           : { weight: buffer, bias: slice(matrix.bias) };
-      run(role, made.matmuls[role][part], { x: input, ...definedOnly(weights), out }, rows, steps.rows);
+      const x = matrix.tile.textures ? packed : input;
+      run(role, made.matmuls[role][part], { x, ...definedOnly(weights), out }, rows, steps.rows);
     }
   };
   /** The normed rows, or those themselves where there is no such norm. */

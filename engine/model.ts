@@ -1,8 +1,8 @@
 /** A model on the GPU: the weights of the blocks below the deepest asked-for layer, and nothing else. */
 import { StratumError } from "../errors.ts";
 import type { Target, WeightType } from "../kernels/kernel.ts";
+import { type MatmulTile, matmulRowWords } from "../kernels/matmul.ts";
 import { quantiseRows } from "../kernels/quantise.ts";
-import { weightRowWords } from "../kernels/weight-load.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import { decodeFloats } from "../weights/floats.ts";
 import type { AdapterChoice } from "./adapter.ts";
@@ -15,10 +15,11 @@ import {
   type NormRole,
   tensorsTo,
 } from "./decoder.ts";
-import { type Device, type DeviceBuffer, openDevice } from "./device.ts";
+import { type Device, type DeviceBuffer, type DeviceTexture, openDevice } from "./device.ts";
 import { type Embedding, openEmbedding } from "./embedding.ts";
 import { Pipelines } from "./pipelines.ts";
-import { checkPlan, type PlannedBuffer } from "./planned-buffer.ts";
+import { checkPlan, createPlanned, type PlannedMemory } from "./planned-buffer.ts";
+import { platformOf } from "./platform.ts";
 import {
   blockBuffers,
   type PlannedMatrix,
@@ -47,10 +48,12 @@ export interface Engine extends Disposable {
  */
 export async function createEngine(options: { readonly adapter?: AdapterChoice } = {}): Promise<Engine> {
   const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto");
+  const { subgroupSize, software } = device.info;
+  const target: Target = { subgroupSize, textures: software };
   return {
     device,
     pipelines: new Pipelines(device),
-    target: { subgroupSize: device.info.subgroupSize },
+    target,
     [Symbol.dispose]: () => device[Symbol.dispose](),
   };
 }
@@ -58,13 +61,14 @@ export async function createEngine(options: { readonly adapter?: AdapterChoice }
 export interface WeightPart {
   readonly n0: number;
   readonly n: number;
-  readonly buffer: DeviceBuffer;
+  readonly buffer: DeviceBuffer | DeviceTexture;
 }
 
 export interface WeightMatrix {
   readonly n: number;
   readonly k: number;
   readonly type: WeightType;
+  readonly tile: MatmulTile;
   readonly parts: readonly WeightPart[];
   readonly bias: DeviceBuffer | null;
 }
@@ -93,7 +97,7 @@ export interface LoadedModel extends Disposable {
 const UPLOAD_BYTES = 16 * 1024 * 1024;
 
 /** Makes a buffer that the model owns. */
-type Create = (planned: PlannedBuffer) => DeviceBuffer;
+type Create = (planned: PlannedMemory) => DeviceBuffer | DeviceTexture;
 
 /** Rows n0 .. n0 + count - 1 of a matrix, as rows of its tensor in the file. */
 function fileRows({ rows: { offset, run, stride } }: MatrixSpec, n0: number, count: number) {
@@ -113,7 +117,7 @@ async function uploadVector(
   const stored = await (picked === null
     ? checkpoint.read(name)
     : checkpoint.readRows(name, fileRows(picked, 0, picked.n)));
-  const buffer = create(planned);
+  const buffer = create(planned) as DeviceBuffer;
   device.write(buffer, decodeFloats(stored, dtype));
   return buffer;
 }
@@ -144,18 +148,24 @@ async function readMatrixRows(
   return transpose(bytes, count, bytes.byteLength / (count * spec.k));
 }
 
-/** Rows (count, K) as they are held: packed, with halves of an odd length padded to whole words; widened; or quantised. */
-function toWords(
+/** Rows (count, K) in a type: packed; widened; or quantised. */
+function toType(
   bytes: Uint8Array<ArrayBuffer>,
   rows: number,
   dtype: string,
   type: WeightType,
   k: number,
-): ArrayBufferView<ArrayBuffer> {
-  if (type === "int8" || type === "int4") return quantiseRows(decodeFloats(bytes, dtype), rows, k, type);
-  if (WEIGHT_TYPE[dtype] !== type) return decodeFloats(bytes, dtype);
+): Uint8Array<ArrayBuffer> {
+  if (WEIGHT_TYPE[dtype] === type) return bytes;
+  const floats = decodeFloats(bytes, dtype);
+  const { buffer, byteOffset, byteLength } =
+    type === "int8" || type === "int4" ? quantiseRows(floats, rows, k, type) : floats;
+  return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
+}
+
+/** Rows with what pads each to `padded` bytes: halves of an odd length to words, words to texels. */
+function padRows(bytes: Uint8Array<ArrayBuffer>, rows: number, padded: number): Uint8Array<ArrayBuffer> {
   const rowBytes = bytes.byteLength / rows;
-  const padded = 4 * weightRowWords(type, k);
   if (rowBytes === padded) return bytes;
   const out = new Uint8Array(rows * padded);
   for (let row = 0; row < rows; row++) out.set(bytes.subarray(row * rowBytes, (row + 1) * rowBytes), row * padded);
@@ -178,10 +188,10 @@ async function uploadMatrix(
   checkpoint: Checkpoint,
   planned: PlannedMatrix,
 ): Promise<WeightMatrix> {
-  const { spec, type } = planned;
+  const { spec, type, tile } = planned;
   const { n, k } = spec;
   const { dtype } = await checkpoint.info(spec.weight);
-  const rowBytes = 4 * weightRowWords(type, k);
+  const rowBytes = 4 * matmulRowWords({ k, weight: type, textures: tile.textures });
   // As f32 they are widest, and so they are on their way to being quantised.
   const step = Math.max(1, Math.floor(UPLOAD_BYTES / (4 * k)));
   const parts: WeightPart[] = [];
@@ -190,16 +200,15 @@ async function uploadMatrix(
     for (let row = 0; row < part.n; row += step) {
       const count = Math.min(step, part.n - row);
       const bytes = await readMatrixRows(checkpoint, spec, part.n0 + row, count);
-      device.write(
-        buffer,
-        named(spec.weight, () => toWords(bytes, count, dtype, type, k)),
-        row * rowBytes,
-      );
+      const typed = named(spec.weight, () => toType(bytes, count, dtype, type, k));
+      const padded = padRows(typed, count, rowBytes);
+      if ("view" in buffer) device.writeTexture(buffer, padded, row);
+      else device.write(buffer, padded, row * rowBytes);
     }
     parts.push({ n0: part.n0, n: part.n, buffer });
   }
   const bias = planned.bias === null ? null : await uploadVector(device, create, checkpoint, planned.bias);
-  return { n, k, type, parts, bias };
+  return { n, k, type, tile, parts, bias };
 }
 
 async function uploadBlock(
@@ -249,12 +258,12 @@ export async function loadBlocks(
       `give 0 to ${spec.blocks.length}`,
     );
   }
-  const plan = await planWeights(checkpoint, spec, depth, device.info.limits);
+  const plan = await planWeights(checkpoint, spec, depth, platformOf(engine));
   checkPlan(plan.blocks.flatMap(blockBuffers), device.info.limits);
   await checkpoint.require(tensorsTo(spec, depth));
-  const owned: DeviceBuffer[] = [];
-  const create: Create = ({ label, bytes, use }) => {
-    const buffer = device.createBuffer(label, bytes, use);
+  const owned: (DeviceBuffer | DeviceTexture)[] = [];
+  const create: Create = (planned) => {
+    const buffer = createPlanned(device, planned);
     owned.push(buffer);
     return buffer;
   };

@@ -1,7 +1,7 @@
 /** Compiled kernels: one pipeline a kernel key, made asynchronously, in parallel, and only once. */
 import { StratumError } from "../errors.ts";
 import type { Kernel } from "../kernels/kernel.ts";
-import type { Device, DeviceBuffer } from "./device.ts";
+import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 
 export interface Pipeline {
   readonly kernel: Kernel;
@@ -47,10 +47,12 @@ async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
   void device.gpu.popErrorScope();
   // Stated, not derived from the text: a kernel may leave a binding of its description unused.
   const layout = device.gpu.createBindGroupLayout({
-    entries: kernel.bindings.map(({ access }, binding) => ({
+    entries: kernel.bindings.map(({ access, type }, binding) => ({
       binding,
       visibility: COMPUTE,
-      buffer: { type: BUFFER_TYPE[access] },
+      ...(access === "texture"
+        ? { texture: { sampleType: type === "texture_2d<f32>" ? "unfilterable-float" : "uint" } as const }
+        : { buffer: { type: BUFFER_TYPE[access] } }),
     })),
   });
   try {
@@ -77,9 +79,10 @@ async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
   }
 }
 
-/** A buffer, whole or a part of it in bytes, bound to a kernel's binding. */
+/** A texture, or a buffer, whole or a part of it in bytes, bound to a kernel's binding. */
 export type BoundBuffer =
   | DeviceBuffer
+  | DeviceTexture
   | { readonly buffer: DeviceBuffer; readonly offset: number; readonly size: number };
 
 /**
@@ -101,11 +104,13 @@ export function bind(
         "this is a defect of Stratum: please report it",
       );
     }
-    const resource =
-      "gpu" in buffer
-        ? { buffer: buffer.gpu }
-        : { buffer: buffer.buffer.gpu, offset: buffer.offset, size: buffer.size };
-    return { binding, resource };
+    return { binding, resource: resourceOf(buffer) };
   });
   return device.gpu.createBindGroup({ layout, entries });
+}
+
+function resourceOf(bound: BoundBuffer): GPUBindingResource {
+  if ("view" in bound) return bound.view;
+  if ("gpu" in bound) return { buffer: bound.gpu };
+  return { buffer: bound.buffer.gpu, offset: bound.offset, size: bound.size };
 }

@@ -3,14 +3,16 @@
  * these, so the printed plan and the live bytes agree.
  */
 import { StratumError } from "../errors.ts";
+import { lineTexture } from "../kernels/texture.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import { MIN_SEQUENCE_ROWS } from "./batch.ts";
 import type { DecoderConfig, ModelSpec } from "./decoder.ts";
-import { type BufferUse, bufferBytes, type DeviceLimits } from "./device.ts";
+import { bufferBytes, type DeviceLimits } from "./device.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
-import { checkPlan, limitOf, type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { checkPlan, limitOf, type PlannedMemory, plannedTexture, sumBytes } from "./planned-buffer.ts";
+import type { Platform } from "./platform.ts";
 import { ropeRegions } from "./rope-table.ts";
-import { blockBuffers, planWeights, type WeightPlan } from "./weight-plan.ts";
+import { blockBuffers, planWeights, type WeightPlan, widestTexture } from "./weight-plan.ts";
 
 /** What a run gives: scores made on the GPU, one state a sequence, or the states of all tokens. */
 export type RunOutput = "scores" | "pooled" | "all";
@@ -27,6 +29,8 @@ export interface WorkspaceSize {
   readonly output: RunOutput;
   /** Default `last`. Means nothing for the output `all`. */
   readonly pooling?: RunPooling | undefined;
+  /** Values of the widest row that a matmul takes out of a texture (`widestTexture`); default 0: none does. */
+  readonly packed?: number;
   /** See {@link DISPATCH_FLOPS}, the default. */
   readonly dispatchFlops?: number;
 }
@@ -57,6 +61,7 @@ const WORKSPACE_NAMES = [
   "kv",
   "attended",
   "ffn",
+  "packed",
   "spans",
   "tiles",
   "ropeTable",
@@ -76,7 +81,7 @@ const WORKSPACE_NAMES = [
 export type WorkspaceName = (typeof WORKSPACE_NAMES)[number];
 
 /** The working buffers that a run needs; those it does not need are absent. */
-export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedBuffer>;
+export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedMemory>;
 
 /**
  * Plans the working buffers of a batch. With `all`, states are read back layer by layer out of `x`; else the pooled
@@ -84,7 +89,7 @@ export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedBuffer>;
  * all rows.
  */
 export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePlan {
-  const { rows, taps, output, pooling = "last" } = size;
+  const { rows, taps, output, pooling = "last", packed = 0 } = size;
   const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
   const pooled = output === "all" ? 0 : readRows(rows);
   const [read, means] = pooling === "mean" ? [0, pooled] : [pooled, 0];
@@ -98,6 +103,7 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     kv: rows * 2 * kvHeads * headDim,
     attended: rows * heads * headDim,
     ffn: rows * ffn,
+    packed: rows * packed,
     spans: rows * 4,
     tiles: rows * 2,
     ropeTable: ropeRegions(spec.config, rows).reduce((sum, { bytes }) => sum + bytes, 0) / 4,
@@ -114,14 +120,12 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     params: (paramSlots(spec.config, size) * PARAM_SLOT_BYTES) / 4,
     staging,
   };
-  const use = (name: WorkspaceName): BufferUse =>
-    name === "params" ? "uniform" : name === "staging" ? "readback" : "storage";
-  return new Map(
-    WORKSPACE_NAMES.filter((name) => words[name] > 0).map((name) => [
-      name,
-      { label: name, bytes: bufferBytes(4 * words[name]), use: use(name) },
-    ]),
-  );
+  const plan = (name: WorkspaceName): PlannedMemory => {
+    if (name === "packed") return plannedTexture(name, ...lineTexture(words[name]), "rgba32float");
+    const use = name === "params" ? "uniform" : name === "staging" ? "readback" : "storage";
+    return { label: name, bytes: bufferBytes(4 * words[name]), use };
+  };
+  return new Map(WORKSPACE_NAMES.filter((name) => words[name] > 0).map((name) => [name, plan(name)]));
 }
 
 /** Rows of a batch where nothing else is asked for. */
@@ -196,11 +200,12 @@ export async function planRun(
   checkpoint: Checkpoint,
   spec: ModelSpec,
   { layers, output, pooling, batchTokens }: RunRequest,
-  limits: DeviceLimits,
+  platform: Platform,
 ): Promise<RunPlan> {
-  const size = { taps: layers.length, output, pooling };
+  const { limits } = platform;
+  const weights = await planWeights(checkpoint, spec, Math.max(...layers), platform);
+  const size = { taps: layers.length, output, pooling, packed: widestTexture(weights) };
   const { budget } = batchBudget(spec, limits, { ...size, batchTokens });
-  const weights = await planWeights(checkpoint, spec, Math.max(...layers), limits);
   const workspace = planWorkspace(spec, { ...size, rows: budget });
   checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);
   return { weights, workspace, rows: budget, bytes: weights.bytes + sumBytes([...workspace.values()]) };

@@ -1,6 +1,7 @@
 /** Buffers before they are made: their sizes, and whether an adapter holds them. */
 import { StratumError } from "../errors.ts";
-import type { BufferUse, DeviceLimits } from "./device.ts";
+import { TEXEL_BYTES } from "../kernels/texture.ts";
+import type { BufferUse, Device, DeviceBuffer, DeviceLimits, DeviceTexture, TextureFormat } from "./device.ts";
 
 export interface PlannedBuffer {
   readonly label: string;
@@ -8,7 +9,31 @@ export interface PlannedBuffer {
   readonly use: BufferUse;
 }
 
-export function sumBytes(buffers: readonly PlannedBuffer[]): number {
+/** A texture of four words a texel. */
+export interface PlannedTexture {
+  readonly label: string;
+  readonly bytes: number;
+  readonly use: "texture";
+  readonly width: number;
+  readonly height: number;
+  readonly format: TextureFormat;
+}
+
+export type PlannedMemory = PlannedBuffer | PlannedTexture;
+
+/** The plan of a texture. */
+export function plannedTexture(label: string, width: number, height: number, format: TextureFormat): PlannedTexture {
+  return { label, bytes: width * height * TEXEL_BYTES, use: "texture", width, height, format };
+}
+
+/** Makes what is planned. @throws {StratumError} `memory/buffer-limit`, `memory/texture-limit` */
+export function createPlanned(device: Device, planned: PlannedMemory): DeviceBuffer | DeviceTexture {
+  return planned.use === "texture"
+    ? device.createTexture(planned.label, planned.width, planned.height, planned.format)
+    : device.createBuffer(planned.label, planned.bytes, planned.use);
+}
+
+export function sumBytes(buffers: readonly PlannedMemory[]): number {
   return buffers.reduce((sum, { bytes }) => sum + bytes, 0);
 }
 
@@ -16,7 +41,7 @@ export function sumBytes(buffers: readonly PlannedBuffer[]): number {
  * Checks every buffer against the adapter's limits.
  * @throws {StratumError} `memory/buffer-limit` with the buffer, its size and the limit
  */
-export function checkPlan(buffers: readonly PlannedBuffer[], limits: DeviceLimits): void {
+export function checkPlan(buffers: readonly PlannedMemory[], limits: DeviceLimits): void {
   for (const buffer of buffers) {
     if (buffer.bytes <= limitOf(buffer, limits)) continue;
     throw new StratumError(
@@ -27,7 +52,11 @@ export function checkPlan(buffers: readonly PlannedBuffer[], limits: DeviceLimit
   }
 }
 
-/** The most bytes that the adapter allows a buffer of this use. */
-export function limitOf({ use }: PlannedBuffer, { maxBufferSize, maxStorageBufferBindingSize }: DeviceLimits): number {
-  return use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
+/** The most bytes that the adapter allows a buffer of this use, or a texture of this width. */
+export function limitOf(planned: PlannedMemory, limits: DeviceLimits): number {
+  const { maxBufferSize, maxStorageBufferBindingSize, maxTextureDimension2D } = limits;
+  if (planned.use === "texture") {
+    return planned.width > maxTextureDimension2D ? 0 : planned.width * TEXEL_BYTES * maxTextureDimension2D;
+  }
+  return planned.use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
 }

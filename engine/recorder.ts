@@ -1,7 +1,8 @@
 /** Records what the GPU does: the one place where a dispatch is recorded and a command buffer is submitted. */
 import { StratumError } from "../errors.ts";
 import type { Extent } from "../kernels/kernel.ts";
-import type { Device, DeviceBuffer } from "./device.ts";
+import { TEXEL_BYTES } from "../kernels/texture.ts";
+import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 import { SUBMIT_FLOPS } from "./dispatch-size.ts";
 import { type BoundBuffer, bind, type Pipeline } from "./pipelines.ts";
 
@@ -69,6 +70,24 @@ export class Recorder {
   copy(from: DeviceBuffer, fromOffset: number, to: DeviceBuffer, toOffset: number, bytes: number): void {
     this.#endPass();
     this.#commands().copyBufferToBuffer(from.gpu, fromOffset, to.gpu, toOffset, bytes);
+  }
+
+  /**
+   * Copies the first `bytes` bytes of a buffer to a texture whose rows follow each other as they do in the buffer.
+   * @param bytes a multiple of a texel's; the texture's rows of multiples of 256
+   */
+  copyToTexture(from: DeviceBuffer, to: DeviceTexture, bytes: number): void {
+    this.#endPass();
+    const bytesPerRow = to.width * TEXEL_BYTES;
+    const full = Math.floor(bytes / bytesPerRow);
+    const rest = (bytes - full * bytesPerRow) / TEXEL_BYTES;
+    const copy = (row: number, width: number, height: number) => {
+      if (width === 0 || height === 0) return;
+      const source = { buffer: from.gpu, offset: row * bytesPerRow, bytesPerRow };
+      this.#commands().copyBufferToTexture(source, { texture: to.texture, origin: [0, row] }, [width, height]);
+    };
+    copy(0, to.width, full);
+    copy(full, rest, 1);
   }
 
   /** Fills a buffer with zeros. */

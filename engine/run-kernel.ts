@@ -1,5 +1,5 @@
-import { type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
-import type { Device, DeviceBuffer } from "./device.ts";
+import { type Binding, type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
+import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 import type { Pipelines } from "./pipelines.ts";
 import { Recorder } from "./recorder.ts";
 
@@ -14,22 +14,40 @@ async function withBound<T>(
 ): Promise<T> {
   const pipeline = await pipelines.get(kernel);
   const bound: Record<string, DeviceBuffer> = {};
+  const textures: Record<string, DeviceTexture> = {};
   try {
-    for (const { name } of kernel.bindings) {
+    for (const binding of kernel.bindings) {
+      const { name, access } = binding;
       const data = name === "params" ? Uint32Array.of(rows, offset, 0, 0) : buffers[name];
+      if (access === "texture") {
+        textures[name] = textureOf(device, binding, data);
+        continue;
+      }
       const bytes = name === "params" ? PARAMS_BYTES : data.byteLength;
       bound[name] = device.createBuffer(name, bytes, name === "params" ? "uniform" : "storage");
       device.write(bound[name], data as TwinBuffer & ArrayBufferView<ArrayBuffer>);
     }
     const submit = () => {
       const recorder = new Recorder(device, "kernel");
-      recorder.dispatch(pipeline, bound, rows);
+      recorder.dispatch(pipeline, { ...bound, ...textures }, rows);
       return recorder.submit();
     };
     return await use(submit, bound);
   } finally {
-    for (const buffer of Object.values(bound)) buffer.destroy();
+    for (const memory of [...Object.values(bound), ...Object.values(textures)]) memory.destroy();
   }
+}
+
+/** A texture of a binding's form that holds words one after another. */
+function textureOf(device: Device, { name, type, texels = 1 }: Binding, data: TwinBuffer): DeviceTexture {
+  const rowWords = 4 * texels;
+  const height = Math.max(1, Math.ceil(data.length / rowWords));
+  const Words = data instanceof Uint32Array ? Uint32Array : Float32Array;
+  const padded = new Words(height * rowWords);
+  padded.set(data);
+  const texture = device.createTexture(name, texels, height, type === "texture_2d<f32>" ? "rgba32float" : "rgba32uint");
+  device.writeTexture(texture, padded);
+  return texture;
 }
 
 /**

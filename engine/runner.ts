@@ -5,7 +5,7 @@ import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { spanMean } from "../kernels/span-mean.ts";
 import { type Batch, type PackOptions, pooledRows, rowOf } from "./batch.ts";
-import type { DeviceBuffer } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import {
   type ForwardKernels,
@@ -27,9 +27,10 @@ import {
   type RunRequest,
   type WorkspaceName,
 } from "./plan.ts";
-import { checkPlan, type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { checkPlan, createPlanned, type PlannedMemory, sumBytes } from "./planned-buffer.ts";
 import { Recorder } from "./recorder.ts";
 import { longFrom, ropeRegions, ropeTables, turnRows } from "./rope-table.ts";
+import { widestTexture } from "./weight-plan.ts";
 
 /** A pair of sequences, as indices into a batch's. */
 export type SequencePair = readonly [number, number];
@@ -46,7 +47,7 @@ export interface Runner extends Disposable {
   /** The largest budget that the runner may grow to. */
   readonly maxBudget: number;
   /** The working buffers that are held now. */
-  readonly plan: readonly PlannedBuffer[];
+  readonly plan: readonly PlannedMemory[];
   /** Bytes of model and working buffers together: what the device holds for this run. */
   readonly bytes: number;
   /** Makes room for batches of a larger budget, at most `maxBudget`. @throws {StratumError} `memory/buffer-limit` */
@@ -93,11 +94,11 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     throw new StratumError("usage/layer", `layers [${layers.join(", ")}] name one twice`, "ask for each layer once");
   }
   const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
-  const size = { taps: layers.length, output, pooling, dispatchFlops };
+  const size = { taps: layers.length, output, pooling, dispatchFlops, packed: widestTexture(model.plan) };
   const granted = batchBudget(spec, device.info.limits, { ...size, batchTokens });
   const { maxBudget } = granted;
   let budget = granted.budget;
-  let plan: readonly PlannedBuffer[] = [];
+  let plan: readonly PlannedMemory[] = [];
   let workspace = {} as Workspace;
   let tables: readonly BoundBuffer[] = [];
   const packing = { longFrom: longFrom(spec.config) };
@@ -112,11 +113,11 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     checkPlan([...planned.values()], device.info.limits);
     // The old buffers first: both together may be more than there is.
     release();
-    const made: Partial<Record<WorkspaceName, DeviceBuffer>> = {};
+    const made: Partial<Record<WorkspaceName, DeviceBuffer | DeviceTexture>> = {};
     // What a run's output does not need is absent; `inTurn` keeps each method to its output.
     workspace = made as Workspace;
     try {
-      for (const [name, { label, bytes, use }] of planned) made[name] = device.createBuffer(label, bytes, use);
+      for (const [name, buffer] of planned) made[name] = createPlanned(device, buffer);
       const regions = ropeRegions(spec.config, rows);
       if (regions.length > 0) device.write(workspace.ropeTable, ropeTables(regions, rows));
       tables = regions.map(({ offset, bytes }) => ({ buffer: workspace.ropeTable, offset, size: bytes }));

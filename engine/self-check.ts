@@ -37,7 +37,10 @@ export function largestError(got: TwinBuffer, want: TwinBuffer): number {
 export function checkCases({ target }: Engine): KernelCase[] {
   const wanted = new Map<string, KernelCase>();
   for (const each of kernelCases(target)) {
-    const subgroup = each.kernel.name === "matmul" ? matmulTile(target, "store", 1).subgroup : target.subgroupSize;
+    const subgroup =
+      each.kernel.name === "matmul"
+        ? matmulTile(target, { k: 4, n: 1, epilogue: "store" }).subgroup
+        : target.subgroupSize;
     if (each.kernel.key.includes("subgroup:") && each.kernel.subgroups !== subgroup > 0) continue;
     const field = (name: string) => new RegExp(`[{,]${name}:(\\w+)`).exec(each.kernel.key)?.[1];
     const activation = field("activation") ?? "none";

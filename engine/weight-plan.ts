@@ -4,7 +4,7 @@
  */
 import { StratumError } from "../errors.ts";
 import type { WeightType } from "../kernels/kernel.ts";
-import { weightRowWords } from "../kernels/weight-load.ts";
+import { type MatmulTile, matmulRowWords } from "../kernels/matmul.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
 import {
   type BlockSpec,
@@ -17,14 +17,15 @@ import {
   tensorsTo,
   type WeightForm,
 } from "./decoder.ts";
-import { bufferBytes, type DeviceLimits } from "./device.ts";
-import { type PlannedBuffer, sumBytes } from "./planned-buffer.ts";
+import { bufferBytes } from "./device.ts";
+import { type PlannedBuffer, type PlannedMemory, plannedTexture, sumBytes } from "./planned-buffer.ts";
+import type { Platform } from "./platform.ts";
 
 /** A part of a weight matrix that fits one binding: its rows n0 .. n0 + n - 1. */
 export interface PlannedPart {
   readonly n0: number;
   readonly n: number;
-  readonly buffer: PlannedBuffer;
+  readonly buffer: PlannedMemory;
 }
 
 /** A vector of `size` elements of a tensor of the file: all of it, or those that a matrix's layout picks. */
@@ -37,6 +38,8 @@ export interface PlannedVector {
 export interface PlannedMatrix {
   readonly spec: MatrixSpec;
   readonly type: WeightType;
+  /** The matmul that it is held for. */
+  readonly tile: MatmulTile;
   readonly parts: readonly PlannedPart[];
   readonly bias: PlannedVector | null;
 }
@@ -107,12 +110,16 @@ async function planMatrix(
   checkpoint: Checkpoint,
   spec: MatrixSpec,
   type: WeightType,
-  limits: DeviceLimits,
+  gated: boolean,
+  { limits, tile: tileOf }: Platform,
 ): Promise<PlannedMatrix> {
   const { weight, shape, transposed, n, k } = spec;
   checkShape(weight, (await checkpoint.info(weight)).shape, shape);
-  const rowBytes = 4 * weightRowWords(type, k);
-  const fitting = Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / rowBytes);
+  const tile = tileOf({ k, n, weight: type, epilogue: gated ? "glu" : "store" });
+  const rowWords = matmulRowWords({ k, weight: type, textures: tile.textures });
+  const fitting = tile.textures
+    ? limits.maxTextureDimension2D
+    : Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / (4 * rowWords));
   // Parts begin at multiples of 64 rows, so that the bias of a part can be bound at its offset of 256 bytes.
   const perPart = fitting >= 64 ? fitting - (fitting % 64) : Math.max(1, fitting);
   const outputs = shape[transposed ? 1 : 0];
@@ -121,17 +128,20 @@ async function planMatrix(
     const count = Math.min(perPart, n - n0);
     const part = count === n ? "" : `[${n0}:${n0 + count}]`;
     const label = `${weight}${n === outputs ? "" : ` (${n} of ${outputs})`}${part}`;
-    parts.push({ n0, n: count, buffer: { label, bytes: bufferBytes(count * rowBytes), use: "storage" } });
+    const buffer: PlannedMemory = tile.textures
+      ? plannedTexture(label, rowWords / 4, count, "rgba32uint")
+      : { label, bytes: bufferBytes(4 * count * rowWords), use: "storage" };
+    parts.push({ n0, n: count, buffer });
   }
   const bias = spec.bias === null ? null : await planVector(checkpoint, spec.bias, outputs, spec);
-  return { spec, type, parts, bias };
+  return { spec, type, tile, parts, bias };
 }
 
 async function planBlock(
   checkpoint: Checkpoint,
   block: BlockSpec,
   form: WeightForm,
-  limits: DeviceLimits,
+  platform: Platform,
 ): Promise<PlannedBlock> {
   const norms = {} as Record<NormRole, PlannedNorm | null>;
   for (const role of NORM_ROLES) {
@@ -153,7 +163,8 @@ async function planBlock(
     }
     const stored = await storedType(checkpoint, spec.weight);
     const held = mixed && (role === "gate" || role === "up") ? "f32" : stored;
-    matrices[role] = await planMatrix(checkpoint, spec, form === "stored" ? held : form, limits);
+    const gated = block.gate !== null && (role === "gate" || role === "up");
+    matrices[role] = await planMatrix(checkpoint, spec, form === "stored" ? held : form, gated, platform);
   }
   return { norms, matrices };
 }
@@ -166,7 +177,7 @@ export async function planWeights(
   checkpoint: Checkpoint,
   spec: ModelSpec,
   depth: number,
-  limits: DeviceLimits,
+  platform: Platform,
 ): Promise<WeightPlan> {
   const d = spec.config.hiddenSize;
   await storedType(checkpoint, spec.embedding);
@@ -176,7 +187,7 @@ export async function planWeights(
     checkShape(spec.positions.weight, (await checkpoint.info(spec.positions.weight)).shape, [spec.positions.rows, d]);
   }
   const blocks: PlannedBlock[] = [];
-  for (const block of spec.blocks.slice(0, depth)) blocks.push(await planBlock(checkpoint, block, spec.form, limits));
+  for (const block of spec.blocks.slice(0, depth)) blocks.push(await planBlock(checkpoint, block, spec.form, platform));
   let diskBytes = 0;
   for (const name of tensorsTo(spec, depth)) {
     if (name !== spec.embedding) diskBytes += (await checkpoint.info(name)).byteLength;
@@ -184,8 +195,14 @@ export async function planWeights(
   return { spec, depth, blocks, diskBytes, bytes: sumBytes(blocks.flatMap(blockBuffers)) };
 }
 
+/** Values of the widest row that a planned matrix multiplies out of a texture; 0: none does. */
+export function widestTexture({ blocks }: Pick<WeightPlan, "blocks">): number {
+  const planned = blocks.flatMap(({ matrices }) => MATRIX_ROLES.flatMap((role) => matrices[role] ?? []));
+  return planned.reduce((most, { spec, tile }) => (tile.textures ? Math.max(most, spec.k) : most), 0);
+}
+
 /** All buffers of a planned block. */
-export function blockBuffers({ norms, matrices }: PlannedBlock): PlannedBuffer[] {
+export function blockBuffers({ norms, matrices }: PlannedBlock): PlannedMemory[] {
   const vectors = [
     ...NORM_ROLES.flatMap((role) => [norms[role]?.weight, norms[role]?.bias]),
     ...MATRIX_ROLES.map((role) => matrices[role]?.bias),

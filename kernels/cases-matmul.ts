@@ -2,7 +2,7 @@
 import type { Activation } from "./activation.ts";
 import { floats, type KernelCase } from "./case.ts";
 import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
-import { type MatmulVariant, matmul, matmulTile, matmulTwin } from "./matmul.ts";
+import { fitsTextures, type MatmulVariant, matmul, matmulRowWords, matmulTile, matmulTwin } from "./matmul.ts";
 import { quantiseRows } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
 import { isQuantised, weightRowWords } from "./weight-load.ts";
@@ -20,8 +20,20 @@ const QUANTISED_SIZES = [
   [65, 129],
   [1001, 35],
   [172, 33],
+  [36, 33],
+  [4, 3],
+  [1004, 35],
 ] as const;
 const ACTIVATIONS = ["silu", "gelu", "geluTanh", "relu"] as const satisfies readonly Activation[];
+
+/** `n` rows of `k` weights, each padded with zeros to `rowWords` words. */
+function padded(rows: TwinBuffer, n: number, rowWords: number): TwinBuffer {
+  const words = rows.length / n;
+  if (words === rowWords) return rows;
+  const out = rows instanceof Uint32Array ? new Uint32Array(n * rowWords) : new Float32Array(n * rowWords);
+  for (let row = 0; row < n; row++) out.set(rows.subarray(row * words, (row + 1) * words), row * rowWords);
+  return out;
+}
 
 /** `n` rows of `k` weights in storage form; f16 rows hold subnormals too, and so do the scales of quantised ones. */
 function weights(random: () => number, weight: WeightType, n: number, k: number): TwinBuffer {
@@ -47,7 +59,7 @@ function weights(random: () => number, weight: WeightType, n: number, k: number)
 function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCase {
   const { k, n, weight, epilogue, activation = "none", bias, outStride } = variant;
   return {
-    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${activation === "none" ? "" : ` ${activation}`}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}`,
+    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${activation === "none" ? "" : ` ${activation}`}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}${variant.textures ? " textures" : ""}`,
     kernel: matmul(variant),
     rows,
     offset,
@@ -58,7 +70,9 @@ function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCas
       const centre = activation === "relu" ? 4 : 0;
       return {
         x: floats(random, rows * k),
-        ...Object.fromEntries(names.map((name) => [name, weights(random, weight, n, k)])),
+        ...Object.fromEntries(
+          names.map((name) => [name, padded(weights(random, weight, n, k), n, matmulRowWords(variant))]),
+        ),
         ...(bias
           ? Object.fromEntries(
               names.map((name) => [
@@ -74,60 +88,67 @@ function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCas
   };
 }
 
-/** The cases of matmul for a target. */
+/** The cases of matmul for a target: out of buffers and out of textures, with subgroups and without. */
 export function matmulCases(target: Target): KernelCase[] {
+  return [false, true].flatMap((textures) => {
+    // The tile's own size: it is 0 where the adapter's is wider than the tile.
+    const { subgroup } = matmulTile({ ...target, textures }, { k: 4, n: 1, epilogue: "store" });
+    return [...new Set([subgroup, 0])].flatMap((size) => variantCases({ ...target, textures }, size));
+  });
+}
+
+function variantCases(target: Target, subgroup: number): KernelCase[] {
   const cases: KernelCase[] = [];
-  // The tile's own size: it is 0 where the adapter's is wider than the tile.
-  for (const subgroup of new Set([matmulTile(target, "store", 1).subgroup, 0])) {
-    const add = (
-      rows: number,
-      k: number,
-      n: number,
-      weight: WeightType,
-      more: Partial<MatmulVariant> = {},
-      offset = 0,
-    ) => {
-      const epilogue = more.epilogue ?? "store";
-      const variant = {
-        k,
-        n,
-        weight,
-        epilogue,
-        bias: false,
-        outStride: n,
-        outOffset: 0,
-        ...matmulTile(target, epilogue, n),
-        ...more,
-        subgroup,
-      };
-      cases.push(matmulCase(variant, rows, offset));
+  const add = (
+    rows: number,
+    k: number,
+    n: number,
+    weight: WeightType,
+    more: Partial<MatmulVariant> = {},
+    offset = 0,
+  ) => {
+    if (target.textures && !fitsTextures(k)) return;
+    const epilogue = more.epilogue ?? "store";
+    const variant = {
+      k,
+      n,
+      weight,
+      epilogue,
+      bias: false,
+      outStride: n,
+      outOffset: 0,
+      ...matmulTile(target, { k, n, epilogue }),
+      ...more,
+      subgroup,
     };
-    for (const rows of [1, 3, 57, 63, 64, 65, 1001]) add(rows, 64, 65, "bf16");
-    for (const k of [1, 3, 57, 63, 64, 65, 1001]) add(5, k, 33, "bf16");
-    for (const k of [2, 9, 172]) for (const weight of ["f32", "f16"] as const) add(5, k, 33, weight);
-    for (const weight of ["int8", "int4"] as const) {
-      for (const [k, n] of QUANTISED_SIZES) add(5, k, n, weight, { tileRows: 4 });
-    }
-    for (const n of [1, 3, 57, 63, 64, 129, 1001]) add(9, 40, n, "f32");
-    for (const weight of WEIGHT_TYPES) {
-      const bias = weight !== "f32";
-      for (const epilogue of ["store", "add", "glu"] as const) add(11, 96, 130, weight, { epilogue, bias });
-    }
-    // An activation comes after the sums, whatever the weights were.
-    for (const activation of ACTIVATIONS) {
-      for (const epilogue of ["store", "glu"] as const)
-        add(11, 41, 33, "bf16", { epilogue, activation, bias: true, tileRows: 4, tileCols: 1 });
-    }
-    add(10, 64, 70, "bf16", { outStride: 200, outOffset: 101, epilogue: "glu", activation: "silu" });
-    // The rows of a split dispatch: the others are left as they are.
-    for (const weight of ["bf16", "int8", "int4"] as const) add(61, 40, 65, weight, {}, 24);
-    for (const [tileRows, tileCols] of [
-      [1, 1],
-      [4, 4],
-      [16, 2],
-    ] as const) {
-      add(21, 48, 77, "bf16", { tileRows, tileCols });
-    }
+    cases.push(matmulCase(variant, rows, offset));
+  };
+  for (const rows of [1, 3, 57, 63, 64, 65, 1001]) add(rows, 64, 65, "bf16");
+  for (const k of [1, 3, 57, 63, 64, 65, 1001]) add(5, k, 33, "bf16");
+  for (const k of [4, 12, 20, 36, 340, 1004]) if (target.textures) add(5, k, 33, "bf16");
+  for (const k of [2, 9, 172]) for (const weight of ["f32", "f16"] as const) add(5, k, 33, weight);
+  for (const weight of ["int8", "int4"] as const) {
+    for (const [k, n] of QUANTISED_SIZES) add(5, k, n, weight, { tileRows: 4 });
+  }
+  for (const n of [1, 3, 57, 63, 64, 129, 1001]) add(9, 40, n, "f32");
+  for (const weight of WEIGHT_TYPES) {
+    const bias = weight !== "f32";
+    for (const epilogue of ["store", "add", "glu"] as const) add(11, 96, 130, weight, { epilogue, bias });
+  }
+  // An activation comes after the sums, whatever the weights were.
+  for (const activation of ACTIVATIONS) {
+    for (const epilogue of ["store", "glu"] as const)
+      add(11, 41, 33, "bf16", { epilogue, activation, bias: true, tileRows: 4, tileCols: 1 });
+  }
+  add(10, 64, 70, "bf16", { outStride: 200, outOffset: 101, epilogue: "glu", activation: "silu" });
+  // The rows of a split dispatch: the others are left as they are.
+  for (const weight of ["bf16", "int8", "int4"] as const) add(61, 40, 65, weight, {}, 24);
+  for (const [tileRows, tileCols] of [
+    [1, 1],
+    [4, 4],
+    [16, 2],
+  ] as const) {
+    add(21, 48, 77, "bf16", { tileRows, tileCols });
   }
   return cases;
 }

@@ -377,10 +377,15 @@ function dropoutCases(): KernelCase[] {
 
 /** A transposed product, as the gradient of a layer's input has it. */
 function transposedCases(target: Target): KernelCase[] {
-  return [...new Set([matmulTile(target, "store", 1).subgroup, 0])].flatMap((subgroup) =>
+  return [...new Set([matmulTile(target, { k: 1, n: 1, epilogue: "store" }).subgroup, 0])].flatMap((subgroup) =>
     (["store", "add"] as const).map((epilogue) => {
       const base = { k: 57, n: 65, weight: "f32", epilogue, bias: false, outStride: 65, outOffset: 0 } as const;
-      const variant = { ...base, ...matmulTile(target, epilogue, 65), subgroup, transposed: true } as const;
+      const variant = {
+        ...base,
+        ...matmulTile({ ...target, textures: false }, { k: 57, n: 65, epilogue }),
+        subgroup,
+        transposed: true,
+      } as const;
       return make(
         `9 x 57 x 65 transposed ${epilogue} subgroup ${subgroup}`,
         matmul(variant),

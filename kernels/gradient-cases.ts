@@ -40,7 +40,7 @@ export function scorerGradientCases(): GradientCase[] {
 function matmulGradient(): GradientCase {
   const [t, k, n] = [5, 4, 3];
   const cotangent = doubles(3, t * n);
-  const tile = { tileRows: 1, tileCols: 1, lanes: 32, subgroup: 0 };
+  const tile = { tileRows: 1, tileCols: 1, lanes: 32, subgroup: 0, textures: false };
   const base = { weight: "f32", epilogue: "store", bias: true, outOffset: 0, ...tile } as const;
   return {
     title: "matmul by x, weight and bias",

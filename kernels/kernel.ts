@@ -14,11 +14,13 @@ export type WeightType = "f32" | "bf16" | "f16" | "int8" | "int4";
 
 export interface Binding {
   readonly name: string;
-  readonly access: "read" | "read_write" | "uniform";
-  /** The WGSL type of the variable, e.g. `array<f32>`. */
+  readonly access: "read" | "read_write" | "uniform" | "texture";
+  /** The WGSL type of the variable, e.g. `array<f32>`; of a texture `texture_2d<f32>` or `texture_2d<u32>`. */
   readonly type: string;
   /** Dimensions in the project's letters, outermost first. */
   readonly shape: readonly string[];
+  /** Of a texture: the texels of four words in a row of it (see texture.ts). */
+  readonly texels?: number;
 }
 
 export interface Kernel {
@@ -67,6 +69,8 @@ export interface Extent {
 export interface Target {
   /** Lanes a subgroup; 0: no subgroups, or of no fixed size. */
   readonly subgroupSize: number;
+  /** A load of a texel costs less than that of its four words from a buffer, as on the software adapters measured. */
+  readonly textures: boolean;
 }
 
 /** The buffers of a CPU twin, by binding name. Float64 where a twin is differentiated numerically. */
@@ -76,6 +80,7 @@ export type TwinBuffer = Float32Array | Float64Array | Uint32Array;
 export function declareBindings(bindings: readonly Binding[]): string {
   return bindings
     .map(({ name, access, type, shape }, index) => {
+      if (access === "texture") return `@group(0) @binding(${index}) var ${name}: ${type}; // (${shape.join(", ")})`;
       const space = access === "uniform" ? "var<uniform>" : `var<storage, ${access}>`;
       return `@group(0) @binding(${index}) ${space} ${name}: ${type}; // (${shape.join(", ")})`;
     })

@@ -108,7 +108,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
   const { dim, width } = spec;
   const kernel = matmul({
     ...{ k: dim, n: width, weight: "f32", epilogue: "store", bias: false, outStride: width, outOffset: 0 },
-    ...matmulTile(target, "store", width),
+    ...matmulTile({ ...target, textures: false }, { k: dim, n: width, epilogue: "store" }),
   });
   const values = (count: number) => new Float32Array(count).fill(0.5);
   const operands = { x: values(stepRows * dim), weight: values(width * dim), out: values(stepRows * width) };

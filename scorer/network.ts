@@ -188,7 +188,7 @@ function linearSizes(spec: ScorerSpec): Readonly<Record<Linear, { k: number; n: 
 function product(target: Target, k: number, n: number, epilogue: "store" | "add", transposed: boolean): Kernel {
   const variant: MatmulVariant = {
     ...{ k, n, weight: "f32", epilogue, bias: !transposed, outStride: n, outOffset: 0 },
-    ...matmulTile(target, epilogue, n),
+    ...matmulTile({ ...target, textures: false }, { k, n, epilogue }),
     ...(transposed ? { transposed } : {}),
   };
   return matmul(variant);

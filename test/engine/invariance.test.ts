@@ -217,34 +217,50 @@ describe("weights split over several bindings", () => {
     {
       title: "BF16 with biases: parts begin at multiples of 64 rows",
       sizes: { hidden: 128, ffn: 144, heads: 4, kvHeads: 4, headDim: 32, layers: 1, dtype: "BF16", biases: true },
-      limit: 20_000,
+      textures: false,
+      limits: { maxStorageBufferBindingSize: 20_000 },
       budget: 16,
       parts: { query: 2, key: 2, value: 2, attentionOut: 2, gate: 3, up: 3, down: 2 },
     },
     {
       title: "F32, where not even 64 rows fit",
       sizes: { hidden: 64, ffn: 144, heads: 2, kvHeads: 1, headDim: 32, layers: 1, dtype: "F32" },
-      limit: 20_000,
+      textures: false,
+      limits: { maxStorageBufferBindingSize: 20_000 },
       budget: 32,
       parts: { query: 1, key: 1, value: 1, attentionOut: 1, gate: 3, up: 3, down: 2 },
     },
-  ] as const)("$title: the states of weights that lie in one piece", async ({ sizes, limit, budget, parts }) => {
-    await using tiny = await writeTinyModel(sizes);
-    await using files = await openModelFiles(tiny.directory);
-    const limited = limitedEngine(engine, { maxStorageBufferBindingSize: limit });
-    using whole = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 1 });
-    using split = await loadBlocks(limited, files.checkpoint, files.spec, { depth: 1 });
-    const count = ({ blocks }: LoadedModel) =>
-      Object.fromEntries(Object.entries(blocks[0].matrices).map(([role, matrix]) => [role, matrix!.parts.length]));
-    expect(count(split)).toEqual(parts);
-    expect(new Set(Object.values(count(whole)))).toEqual(new Set([1]));
+    {
+      title: "BF16 in textures, more rows than a texture has",
+      sizes: { hidden: 64, ffn: 5000, heads: 2, kvHeads: 1, headDim: 32, layers: 1, dtype: "BF16", biases: true },
+      textures: true,
+      limits: { maxTextureDimension2D: 4096 },
+      budget: 64,
+      parts: { query: 1, key: 1, value: 1, attentionOut: 1, gate: 2, up: 2, down: 1 },
+    },
+  ] as const)(
+    "$title: the states of weights that lie in one piece",
+    async ({ sizes, textures, limits, budget, parts }) => {
+      await using tiny = await writeTinyModel(sizes);
+      await using files = await openModelFiles(tiny.directory);
+      const forced = { ...engine, target: { ...engine.target, textures } };
+      const limited = limitedEngine(forced, limits);
+      using whole = await loadBlocks(forced, files.checkpoint, files.spec, { depth: 1 });
+      using split = await loadBlocks(limited, files.checkpoint, files.spec, { depth: 1 });
+      const count = ({ blocks }: LoadedModel) =>
+        Object.fromEntries(Object.entries(blocks[0].matrices).map(([role, matrix]) => [role, matrix!.parts.length]));
+      expect(count(split)).toEqual(parts);
+      expect(new Set(Object.values(count(whole)))).toEqual(new Set([1]));
 
-    const batches = packBatches(randomGroups(5, 30, tiny.vocab), { budget }).filter(({ ids }) => ids.length <= budget);
-    expect(batches.flatMap(({ sequences }) => sequences).length).toBeGreaterThan(20);
-    const run = async (model: LoadedModel) => {
-      using runner = await createRunner(model, { layers: [1], output: "all", batchTokens: budget });
-      return await allStatesOf(runner, batches);
-    };
-    expect(differences(await run(split), await run(whole))).toEqual([]);
-  });
+      const batches = packBatches(randomGroups(5, 30, tiny.vocab), { budget }).filter(
+        ({ ids }) => ids.length <= budget,
+      );
+      expect(batches.flatMap(({ sequences }) => sequences).length).toBeGreaterThan(20);
+      const run = async (model: LoadedModel) => {
+        using runner = await createRunner(model, { layers: [1], output: "all", batchTokens: budget });
+        return await allStatesOf(runner, batches);
+      };
+      expect(differences(await run(split), await run(whole))).toEqual([]);
+    },
+  );
 });

@@ -5,6 +5,7 @@ import type { DeviceLimits } from "../../engine/device.ts";
 import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import { batchBudget, DEFAULT_BATCH_TOKENS, planRun, planWorkspace } from "../../engine/plan.ts";
 import { checkPlan, sumBytes } from "../../engine/planned-buffer.ts";
+import { defaultPlatform } from "../../engine/platform.ts";
 import { planWeights } from "../../engine/weight-plan.ts";
 import { goldenModel } from "../support/golden.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
@@ -22,12 +23,14 @@ function limitsOf(more: Partial<DeviceLimits> = {}): DeviceLimits {
     maxComputeInvocationsPerWorkgroup: 256,
     maxComputeWorkgroupSizeX: 256,
     maxComputeWorkgroupsPerDimension: 65535,
+    maxTextureDimension2D: 8192,
     ...more,
   };
 }
 
+const inBuffers = (limits: DeviceLimits) => defaultPlatform(limits, { subgroupSize: 8, textures: false });
 const weightsTo = ({ checkpoint, spec }: Pick<ModelFiles, "checkpoint" | "spec">, depth: number, limits = limitsOf()) =>
-  planWeights(checkpoint, spec, depth, limits);
+  planWeights(checkpoint, spec, depth, inBuffers(limits));
 
 let files: ModelFiles;
 beforeAll(async () => {
@@ -138,7 +141,7 @@ describe("the budget of a batch", () => {
       }
     }
     const wanted = { layers: [1, 2], output: "pooled", batchTokens: 1000 } as const;
-    const plan = await planRun(checkpoint, spec, wanted, limitsOf());
+    const plan = await planRun(checkpoint, spec, wanted, inBuffers(limitsOf()));
     expect(plan.bytes).toBe(plan.weights.bytes + sumBytes([...plan.workspace.values()]));
     expect(plan.rows).toBe(1000);
     expect(plan.weights.depth).toBe(2);

@@ -5,6 +5,7 @@ import { batchFlops } from "../../engine/cost.ts";
 import { createEngine, type LoadedModel, loadBlocks } from "../../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import { batchBudget, planRun, type RunOutput } from "../../engine/plan.ts";
+import { platformOf } from "../../engine/platform.ts";
 import { createRunner } from "../../engine/runner.ts";
 import { blockBuffers } from "../../engine/weight-plan.ts";
 import { seededRandom } from "../../kernels/random.ts";
@@ -266,7 +267,7 @@ describe("what is held and what it costs", () => {
       const layers = output === "scores" ? [2] : [2, 0];
       const { device } = engine;
       const run = { layers, output, pooling: "mean", batchTokens: 100 } as const;
-      const plan = await planRun(checkpoint, spec, run, device.info.limits);
+      const plan = await planRun(checkpoint, spec, run, platformOf(engine));
       using model = await loadBlocks(engine, checkpoint, spec, { depth: 2 });
       using runner = await createRunner(model, run);
       const planned = [...plan.weights.blocks.flatMap(blockBuffers), ...plan.workspace.values()];

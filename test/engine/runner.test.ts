@@ -14,7 +14,7 @@ afterAll(() => engine[Symbol.dispose]());
 afterEach(() => expect(engine.device.liveBytes).toBe(0));
 
 /** The same device, its kernels chosen as on an adapter without subgroups. */
-const plain: Engine = { ...engine, target: { subgroupSize: 0 } };
+const plain: Engine = { ...engine, target: { subgroupSize: 0, textures: false } };
 
 const failing = (code: string, ...texts: string[]) =>
   expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=[^]*${text})`).join("")) });

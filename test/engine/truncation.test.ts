@@ -7,8 +7,9 @@ import { blockTensors, tensorsTo } from "../../engine/decoder.ts";
 import { createEngine, loadBlocks } from "../../engine/model.ts";
 import { openModelFiles } from "../../engine/model-files.ts";
 import { planRun, planWorkspace, type RunOutput } from "../../engine/plan.ts";
+import { platformOf } from "../../engine/platform.ts";
 import { createRunner } from "../../engine/runner.ts";
-import { blockBuffers } from "../../engine/weight-plan.ts";
+import { blockBuffers, widestTexture } from "../../engine/weight-plan.ts";
 import { GOLDEN_MODELS, goldenModel } from "../support/golden.ts";
 import { limitedEngine } from "../support/states.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
@@ -81,8 +82,7 @@ describe("what is read", () => {
 
   it("a plan reads headers only", async () => {
     await using files = await openModelFiles(goldenModel("demo").directory);
-    const { limits } = device.info;
-    const plan = await planRun(files.checkpoint, files.spec, { layers: [2], output: "scores" }, limits);
+    const plan = await planRun(files.checkpoint, files.spec, { layers: [2], output: "scores" }, platformOf(engine));
     expect(plan.weights.diskBytes).toBeGreaterThan(1_000_000);
     expect(files.checkpoint.log.bytes).toBe(0);
     expect(device.liveBytes).toBe(0);
@@ -107,7 +107,7 @@ describe("what is held", () => {
       await using files = await openModelFiles(goldenModel("mistral-window").directory);
       const { checkpoint, spec } = files;
       const layers = output === "scores" ? [2] : [2, 0];
-      const plan = await planRun(checkpoint, spec, { layers, output, batchTokens: 100 }, device.info.limits);
+      const plan = await planRun(checkpoint, spec, { layers, output, batchTokens: 100 }, platformOf(engine));
       const model = await loadBlocks(engine, checkpoint, spec, { depth: 2 });
       expect(bySize(device.liveBuffers)).toEqual(bySize(plan.weights.blocks.flatMap(blockBuffers)));
       expect(device.liveBytes).toBe(model.plan.bytes);
@@ -140,7 +140,14 @@ describe("what is held", () => {
     expect(runner.bytes).toBe(small);
     runner.grow(4000);
     expect(runner.budget).toBe(4000);
-    const larger = [...planWorkspace(files.spec, { rows: 4000, taps: 1, output: "pooled" }).values()];
+    const larger = [
+      ...planWorkspace(files.spec, {
+        rows: 4000,
+        taps: 1,
+        output: "pooled",
+        packed: widestTexture(model.plan),
+      }).values(),
+    ];
     expect(bySize(runner.plan)).toEqual(bySize(larger));
     expect(runner.bytes).toBeGreaterThan(small);
     expect(device.liveBytes).toBe(runner.bytes);

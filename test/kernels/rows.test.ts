@@ -69,7 +69,7 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
       bias: false,
       outStride: n,
       outOffset: 0,
-      ...matmulTile(engine.target, epilogue, n),
+      ...matmulTile({ ...engine.target, textures: false }, { k, n, epilogue }),
       subgroup,
     });
     const random = seededRandom(9);

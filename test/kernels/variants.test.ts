@@ -12,7 +12,7 @@ import { wgslFloat } from "../../kernels/wgsl.ts";
 /** What WebGPU allows in a dimension of the grid, everywhere. */
 const MOST_WORKGROUPS = 65_535;
 
-const cases = [4, 8, 32, 0].flatMap((subgroupSize) => kernelCases({ subgroupSize }));
+const cases = [4, 8, 32, 0].flatMap((subgroupSize) => kernelCases({ subgroupSize, textures: false }));
 
 const MATMUL: MatmulVariant = {
   k: 64,
@@ -26,6 +26,7 @@ const MATMUL: MatmulVariant = {
   tileCols: 2,
   lanes: 32,
   subgroup: 0,
+  textures: false,
 };
 const ATTENTION: AttentionVariant = {
   heads: 4,
@@ -55,7 +56,12 @@ const GATHER: RowGatherVariant = { d: 64 };
 describe("keys", () => {
   it.each([
     ["matmul", matmul, MATMUL, { k: 65, n: 131, weight: "f16", epilogue: "add", bias: true, outStride: 201 }],
-    ["matmul", matmul, MATMUL, { activation: "gelu", outOffset: 1, tileRows: 4, tileCols: 3, lanes: 64, subgroup: 4 }],
+    [
+      "matmul",
+      matmul,
+      MATMUL,
+      { activation: "gelu", outOffset: 1, tileRows: 4, tileCols: 3, lanes: 64, subgroup: 4, textures: true },
+    ],
     ["attention", attention, ATTENTION, { heads: 8, kvHeads: 4, headDim: 32, scale: 0.5 }],
     ["attention", attention, ATTENTION, { softcap: 50, window: 8, tileRows: 8, subgroup: 4 }],
     ["norm", norm, NORM, { kind: "layer", d: 65, eps: 1e-6, weightOffset: 1, bias: true }],
@@ -85,7 +91,7 @@ describe("keys", () => {
 
   it("do not depend on the order of the fields", () => {
     const reversed = Object.fromEntries(Object.entries(MATMUL).reverse()) as unknown as MatmulVariant;
-    expect(Object.keys(reversed)[0]).toBe("subgroup");
+    expect(Object.keys(reversed)[0]).toBe("textures");
     expect(matmul(reversed).key).toBe(matmul(MATMUL).key);
     expect(kernelKey("a", { x: 1 })).not.toBe(kernelKey("b", { x: 1 }));
   });
@@ -102,7 +108,8 @@ describe("keys", () => {
 
 /** The resource declarations of a WGSL text, in the order of their bindings. */
 function declarations(wgsl: string) {
-  const pattern = /@group\(0\) @binding\((\d+)\) var<(uniform|storage, read|storage, read_write)> (\w+): ([^;]+);/g;
+  const pattern =
+    /@group\(0\) @binding\((\d+)\) var(?:<(uniform|storage, read|storage, read_write)>)? (\w+): ([^;]+);/g;
   return [...wgsl.matchAll(pattern)].map(([, binding, space, name, type]) => ({ binding, space, name, type }));
 }
 
@@ -111,7 +118,7 @@ describe("descriptions", () => {
     for (const { kernel, title } of cases) {
       const described = kernel.bindings.map(({ name, access, type }, index) => ({
         binding: String(index),
-        space: access === "uniform" ? "uniform" : `storage, ${access}`,
+        space: access === "uniform" ? "uniform" : access === "texture" ? undefined : `storage, ${access}`,
         name,
         type,
       }));
@@ -175,13 +182,15 @@ it("matmul has no kernel for what it cannot add", () => {
 });
 
 describe("default variants", () => {
-  const targets = [0, 4, 8, 16, 32, 64, 128].map((subgroupSize) => ({ subgroupSize }));
+  const targets = [0, 4, 8, 16, 32, 64, 128].flatMap((subgroupSize) =>
+    [false, true].map((textures) => ({ subgroupSize, textures })),
+  );
 
   it("of matmul are tiles that the kernel can run: the lanes are whole subgroups, and columns are not wasted", () => {
     for (const target of targets) {
       for (const epilogue of ["store", "add", "glu"] as const) {
         for (const n of [1, 31, 32, 33, 64, 65, 512, 5632]) {
-          const tile = matmulTile(target, epilogue, n);
+          const tile = matmulTile(target, { k: 64, n, epilogue });
           if (tile.subgroup > 0) expect(tile.lanes % tile.subgroup).toBe(0);
           expect([target.subgroupSize, 0]).toContain(tile.subgroup);
           // The last tile holds at least one column that exists, whatever the tile: a workgroup of none is waste.

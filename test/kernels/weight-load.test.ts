@@ -2,7 +2,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { createEngine } from "../../engine/model.ts";
 import { runKernel } from "../../engine/run-kernel.ts";
 import type { WeightType } from "../../kernels/kernel.ts";
-import { matmul, matmulTile } from "../../kernels/matmul.ts";
+import { matmul, matmulRowWords, matmulTile } from "../../kernels/matmul.ts";
 import { f16ToNumber, weightAt, weightElement, weightRowWords } from "../../kernels/weight-load.ts";
 import { f16ToF32Bits } from "../../weights/floats.ts";
 
@@ -68,26 +68,33 @@ describe("on the device", async () => {
   );
 
   const quantised = (["int8", "int4"] as const).flatMap((weight) =>
-    subgroups.map((subgroup) => ({ weight, subgroup })),
+    subgroups.flatMap((subgroup) => [false, true].map((textures) => ({ weight, subgroup, textures }))),
   );
 
   it.each(quantised)(
-    "$weight, subgroup $subgroup: every quant, and every finite scale, is its value",
+    "$weight, subgroup $subgroup, textures $textures: every quant, and every finite scale, is its value",
     async (variant) => {
-      const { weight, subgroup } = variant;
-      const scales = [...Array(0x7c00).keys()].flatMap((bits) => [bits, bits | 0x8000]);
+      const { weight, subgroup, textures } = variant;
+      // A texture has 8,192 rows at the least.
+      const scales = [...Array(0x7c00).keys()]
+        .flatMap((bits) => [bits, bits | 0x8000])
+        .filter((_, i) => !textures || i % 7 === 0);
       // Two groups of 32; row r is read by a one in column r % 64, and its quants are other ones than its neighbours'.
       const k = 64;
       const n = scales.length;
-      const rowWords = weightRowWords(weight, k);
+      const rowWords = matmulRowWords({ weight, k, textures });
+      const scaleWord = weightRowWords(weight, k) - 1;
       const words = new Uint32Array(n * rowWords);
       for (let row = 0; row < n; row++) {
-        for (let w = 0; w < rowWords - 1; w++)
-          words[row * rowWords + w] = Math.imul(row * 37 + w + 1, 0x9e3779b1) >>> 0;
-        words[(row + 1) * rowWords - 1] = (scales[row] | (scales[n - 1 - row] << 16)) >>> 0;
+        for (let w = 0; w < scaleWord; w++) words[row * rowWords + w] = Math.imul(row * 37 + w + 1, 0x9e3779b1) >>> 0;
+        words[row * rowWords + scaleWord] = (scales[row] | (scales[n - 1 - row] << 16)) >>> 0;
       }
       const shape = { k, n, weight, epilogue: "store", bias: false, outStride: n, outOffset: 0 } as const;
-      const kernel = matmul({ ...shape, ...matmulTile(engine.target, "store", n), subgroup });
+      const kernel = matmul({
+        ...shape,
+        ...matmulTile({ ...engine.target, textures }, { k, n, epilogue: "store" }),
+        subgroup,
+      });
       const x = Float32Array.from({ length: k * k }, (_, i) => (i % (k + 1) === 0 ? 1 : 0));
       const given = { x, weight: words, out: new Float32Array(k * n) };
       const { out } = await runKernel(engine.device, engine.pipelines, kernel, given, k);
@@ -121,7 +128,7 @@ describe("on the device", async () => {
       outStride: PATTERNS,
       outOffset: 0,
     } as const;
-    const kernel = matmul({ ...shape, ...matmulTile(engine.target, "store", PATTERNS), subgroup });
+    const kernel = matmul({ ...shape, ...matmulTile(engine.target, { k, n: PATTERNS, epilogue: "store" }), subgroup });
     const words = Uint32Array.from({ length: PATTERNS }, (_, p) => (half === "low" ? p : (p << 16) >>> 0));
     const x = half === "low" ? Float32Array.of(1) : Float32Array.of(0, 1);
     const given = { x, weight: words, out: new Float32Array(PATTERNS) };

@@ -1,0 +1,21 @@
+/** What a plan depends on of the machine: the adapter's limits, and which kernels it runs. */
+
+import type { Target } from "../kernels/kernel.ts";
+import { type MatmulShape, type MatmulTile, matmulTile } from "../kernels/matmul.ts";
+import type { DeviceLimits } from "./device.ts";
+import type { Engine } from "./model.ts";
+
+export interface Platform {
+  readonly limits: DeviceLimits;
+  /** The matmul of a weight: it decides how the weight is held. */
+  readonly tile: (shape: MatmulShape) => MatmulTile;
+}
+
+/** The platform of adapters with these limits, and the variants that such a target gets without tuning. */
+export function defaultPlatform(limits: DeviceLimits, target: Target): Platform {
+  return { limits, tile: (shape) => matmulTile(target, shape) };
+}
+
+export function platformOf({ device, target }: Pick<Engine, "device" | "target">): Platform {
+  return defaultPlatform(device.info.limits, target);
+}
