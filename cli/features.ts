@@ -56,6 +56,8 @@ export async function withFeatures<T>(
   const { layers, pooling, system, cache } = request;
   const { date, truncate, batchTokens, sharePrefix } = flags;
   const total = await countLines(path);
+  // One that is missing or does not fit is told before weights are fetched, as the fingerprint does.
+  await files.tokenizer();
   const identity = await fingerprint(files, Math.max(...layers));
   const folder = cache ? undefined : await mkdtemp(join(tmpdir(), "stratum-features-"));
   const seen = new Map<string, List>();

@@ -6,6 +6,8 @@ import { resolveLayers } from "../engine/layers.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun } from "../engine/plan.ts";
 import { defaultPlatform } from "../engine/platform.ts";
+import { StratumError } from "../errors.ts";
+import type { Tokenizer } from "../weights/tokenizer.ts";
 import {
   addCommonOptions,
   type CommonOptions,
@@ -125,7 +127,15 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
     });
   }
   const template = await files.template();
-  const tokenizer = await files.tokenizer().catch(() => null);
+  let tokenizer: Tokenizer | null = null;
+  let noTokenizer = "";
+  try {
+    tokenizer = await files.tokenizer();
+  } catch (cause) {
+    if (!(cause instanceof StratumError)) throw cause;
+    const why = cause.code === "tokenizer/missing" ? "none" : `cannot be used, ${cause.message}`;
+    noTokenizer = `${why}: extract works with lines of ids`;
+  }
   const parameters = Object.values(types).reduce((sum, type) => sum + type.parameters, 0);
   if (flags.json) {
     const record = {
@@ -164,7 +174,7 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
     [
       "tokenizer",
       tokenizer === null
-        ? "none that can be used: extract works with lines of ids"
+        ? noTokenizer
         : `${formatCount(tokenizer.vocabSize)} entries${tokenizer.addsBos ? `, begins with ${tokenizer.bosToken}` : ""}`,
     ],
     ["template", template === null ? "none: prompts are plain concatenation" : "chat template"],

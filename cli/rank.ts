@@ -134,6 +134,8 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
         flags.layer === undefined && own !== null && own <= layers ? own : resolveLayer(flags.layer ?? "25%", layers);
       const pooling = flags.pooling ?? scorer?.pooling ?? "last";
       const system = flags.system ?? scorer?.system ?? undefined;
+      // One that is missing or does not fit is told before weights are fetched.
+      await files.tokenizer();
       if (scorer !== undefined) {
         const identity = await fingerprint(files, layer);
         checkScorerFits(scorer, {

@@ -9,6 +9,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import { isJsonObject, isSystemError, readJsonFile, show, unreadable } from "./json.ts";
+import { notADirectory, noWeights } from "./other-formats.ts";
 import { newReadLog, openSafetensors, type ReadLog, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { type RowRange, readTensorColumns, readTensorRows } from "./tensor-rows.ts";
 
@@ -190,6 +191,14 @@ function checkpointOf(
 ): Checkpoint {
   function checkListed(name: string): void {
     if (listed.has(name)) return;
+    const packed = name.replace(/\.weight$/, ".qweight");
+    if (listed.has(packed)) {
+      throw new StratumError(
+        "model/unsupported-dtype",
+        `${directory} stores ${show(name)} quantised, as ${show(packed)} (GPTQ or AWQ); quantised weights cannot be read`,
+        "use the model's unquantised weights (bf16, f16 or f32); --weights int8 or int4 quantises them on load",
+      );
+    }
     const near = nearestNames(name, listed.keys());
     throw new StratumError(
       "model/missing-tensor",
@@ -234,12 +243,7 @@ async function listFolder(directory: string): Promise<readonly string[]> {
       );
     }
     if (!isSystemError(cause, "ENOTDIR")) throw unreadable(directory, cause);
-    throw new StratumError(
-      "model/not-a-directory",
-      `${directory} is not a folder`,
-      "pass the folder that holds config.json and the weights, not a file in it",
-      cause,
-    );
+    throw notADirectory(directory, cause);
   }
 }
 
@@ -255,15 +259,7 @@ function onlyWeightFile(directory: string, files: readonly string[]): string {
       `download ${INDEX}, or leave one file in the folder`,
     );
   }
-  const others = files.filter((file) => /^pytorch_model.*\.bin$|\.(pth?|gguf|h5|msgpack)$/.test(file)).sort();
-  throw new StratumError(
-    "model/no-weights",
-    `${directory} has neither ${SINGLE} nor ${INDEX} nor another .safetensors file` +
-      (others.length > 0 ? `; ${others.slice(0, 3).join(", ")} cannot be read` : ""),
-    others.length > 0
-      ? "use a revision with safetensors, or convert: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR) in Python's transformers"
-      : "download the model's weights into the folder",
-  );
+  throw noWeights(directory, `neither ${SINGLE} nor ${INDEX} nor another .safetensors file`, files);
 }
 
 async function readIndex(directory: string): Promise<ReadonlyMap<string, string>> {

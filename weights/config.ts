@@ -2,10 +2,12 @@
  * A model's config.json: read, and checked entry by entry. What the entries of a family mean is said in its own file
  * (engine/families).
  */
+import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { isJsonObject, readJsonFile, show } from "./json.ts";
+import { notADirectory, noWeights, otherWeights } from "./other-formats.ts";
 
 /** A parsed config.json. */
 export interface ConfigFile {
@@ -29,7 +31,8 @@ export const positions = size(MAX_INDEX);
 
 /**
  * Reads `config.json` of a model folder.
- * @throws {StratumError} `config/missing`, `config/bad-json` (also for more than 10 MB), `file/unreadable`
+ * @throws {StratumError} `config/missing`, `config/bad-json` (also for more than 10 MB), `file/unreadable`;
+ *   `model/not-a-directory`, and `model/no-weights` for a folder without it that holds weights of another format alone
  */
 export async function readConfigFile(directory: string): Promise<ConfigFile> {
   const path = join(directory, "config.json");
@@ -39,8 +42,20 @@ export async function readConfigFile(directory: string): Promise<ConfigFile> {
     missing: "config/missing",
     bad: "config/bad-json",
     fix: "pass the folder of a Hugging Face model, with its config.json; download it again if it is damaged",
+  }).catch(async (thrown: unknown) => {
+    throw (await whatElse(directory, thrown)) ?? thrown;
   });
   return configFile(config, path);
+}
+
+/** What a place without config.json is instead: a file, or a folder of GGUF or pickled weights; null: none of these. */
+async function whatElse(directory: string, thrown: unknown): Promise<StratumError | null> {
+  if (!(thrown instanceof StratumError) || thrown.code !== "config/missing") return null;
+  const found = await stat(directory).catch(() => null);
+  if (found?.isFile()) return notADirectory(directory, thrown);
+  const files = await readdir(directory).catch(() => []);
+  if (otherWeights(files).length === 0 || files.some((file) => file.endsWith(".safetensors"))) return null;
+  return noWeights(directory, "neither config.json nor a .safetensors file", files);
 }
 
 /**

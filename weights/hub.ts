@@ -23,6 +23,7 @@ import { type HubName, isCommit } from "./hub-name.ts";
 import { type HubSettings, hubSettings } from "./hub-settings.ts";
 import { remoteTensors } from "./hub-tensors.ts";
 import { transfer } from "./hub-transfer.ts";
+import { noWeights, otherWeights } from "./other-formats.ts";
 
 /** How far the files that were asked for together have come. */
 export interface HubProgress {
@@ -230,13 +231,8 @@ function notCached(model: string, files: readonly string[], folder: string, away
 }
 
 function notThere(model: string, name: string, files: readonly string[]): never {
-  const weights = files.filter((file) => /^pytorch_model.*\.bin$|\.(pth?|gguf|h5|msgpack)$/.test(file)).sort();
-  if (name === CONFIG && weights.length > 0 && !files.some((file) => file.endsWith(".safetensors"))) {
-    throw new StratumError(
-      "model/no-weights",
-      `${model} has neither ${CONFIG} nor a .safetensors file; ${weights.slice(0, 3).join(", ")} cannot be read`,
-      "use the model's repository with safetensors: quantised copies often name it as their base model",
-    );
+  if (name === CONFIG && otherWeights(files).length > 0 && !files.some((file) => file.endsWith(".safetensors"))) {
+    throw noWeights(model, `neither ${CONFIG} nor a .safetensors file`, files);
   }
   throw new StratumError(
     "model/not-in-repository",

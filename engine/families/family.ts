@@ -225,7 +225,8 @@ function isFilled<T extends object>(entries: T | null | undefined): entries is T
 
 /**
  * The two rotary embeddings of a family that has one for the layers that see all and one for those that see a window:
- * `rope_scaling` scales the former alone; transformers 5 nests both in `rope_parameters`.
+ * `rope_scaling` scales the former alone; transformers 5 nests both in `rope_parameters`. The oldest name of `rope_type`,
+ * `type`, is read by transformers 4 and passed over by transformers 5 here: no answer is right.
  * @throws {StratumError} `config/...`
  */
 export function ropesByLayerType(
@@ -234,6 +235,10 @@ export function ropesByLayerType(
   { headDim, maxPositions }: Pick<DecoderConfig, "headDim" | "maxPositions">,
   theta: { readonly full: number; readonly sliding: number },
 ): readonly [full: RopeConfig, sliding: RopeConfig] {
+  const { rope_type: ropeType = null, type = null } = entries.rope_scaling ?? {};
+  if (ropeType === null && type !== null && type !== "default") {
+    throw badValue(path, `rope_scaling has type ${show(type)} and no rope_type: readers of this family disagree on it`);
+  }
   const nested: Readonly<Record<string, unknown>> = entries.rope_parameters ?? {};
   const read = (type: "full_attention" | "sliding_attention", outer: number, scaling: object): RopeConfig => {
     const own = isJsonObject(nested[type]) ? nested[type] : {};

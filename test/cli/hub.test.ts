@@ -109,6 +109,22 @@ describe("rank", () => {
   });
 });
 
+it.each(["rank", "train"])("%s tells of a tokenizer that does not fit before a shard is fetched", async (command) => {
+  const tokenizer = JSON.parse(Buffer.from(files.get("tokenizer.json")!).toString());
+  tokenizer.model.vocab["beyond the embeddings"] = 4096;
+  hub.files.set("tokenizer.json", Buffer.from(JSON.stringify(tokenizer)));
+  const run = await stratum([
+    command,
+    lists,
+    "--model",
+    NAME,
+    ...(command === "train" ? ["-o", join(folder.path, "scorer")] : []),
+  ]);
+  expect(run.code).toBe(2);
+  expect(errorCodes(run.stderr)).toEqual(["tokenizer/mismatch"]);
+  expect(weightsFetched()).toEqual([]);
+});
+
 describe("inspect and --dry-run", () => {
   it("look at headers and fetch no shard", async () => {
     const run = await stratum(["inspect", "org/tiny", "--json"]);

@@ -1,4 +1,5 @@
 /** `stratum inspect`: its numbers are sums over the checkpoint's own header. */
+import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openSafetensors, type TensorInfo } from "../../weights/safetensors.ts";
@@ -105,6 +106,14 @@ describe("inspect --json", () => {
     expect(run.stdout).toMatch(/^family +qwen2$/m);
     expect(run.stdout).toMatch(/^attention +4 heads of 16, 2 for keys and values, window 7 in 1 of 3 blocks$/m);
     expect(run.stdout).toMatch(/^positions +256, rope theta 10000, linear scaling by 4$/m);
+  });
+
+  it("tells a model without tokenizer from one whose tokenizer does not fit", async () => {
+    await using model = await writeTinyModel({});
+    const lineOf = async () => (await stratum(["inspect", model.directory])).stdout.match(/^tokenizer .*$/m)?.[0];
+    expect(await lineOf()).toMatch(/^tokenizer +none: extract works/);
+    await copyFile(join(DEMO_MODEL, "tokenizer.json"), join(model.directory, "tokenizer.json"));
+    expect(await lineOf()).toMatch(/^tokenizer +cannot be used, .* ids up to 4095, .*: extract works/);
   });
 
   it("is a table without --json, and opens no adapter", async () => {

@@ -206,6 +206,14 @@ describe("the two spellings of transformers", () => {
       { ...turn(5e5), type: "linear", factor: 8 },
       turn(5e5),
     ]);
+    const { rope_type: type, ...rest } = linear;
+    for (const model_type of ["gemma3_text", "olmo3"]) {
+      expect(() => parse(of(model_type, { rope_scaling: { type, ...rest } }))).toThrow(
+        failing("config/bad-value", 'rope_scaling has type "linear" and no rope_type'),
+      );
+      expect(parse(of(model_type, { rope_scaling: { type, ...linear } })).ropes[0]).toMatchObject({ type, factor: 8 });
+      expect(parse(of(model_type, { rope_scaling: { type: "default" } })).ropes[0]).toMatchObject({ type: "default" });
+    }
   });
 
   it("of a part of the head that turns", () => {

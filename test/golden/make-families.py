@@ -249,6 +249,14 @@ FAMILIES = {
                        "type": "longrope"}, "sliding_window": 7},
         "dtype": BF16,
     },
+    # Two of the sequences are longer than the short factors go: all their tokens turn by the long ones.
+    "phi3-longrope-long": {
+        "config": {**PHI3, **sizes(64, 24, 31, 2, 2, 1), "max_position_embeddings": 96,
+                   "original_max_position_embeddings": 16, "rope_scaling": {
+                       "long_factor": [1.3, 2.9, 5.5, 8.0, 11.0, 17.5], "short_factor": [1.0, 1.1, 1.15, 1.3, 1.6, 2.2],
+                       "type": "longrope"}},
+        "dtype": MIXED,
+    },
     "phi3-partial": {
         "config": {**PHI3, **sizes(66, 32, 45, 2, 2, 2), "max_position_embeddings": 128,
                    "partial_rotary_factor": 0.75, "rope_theta": 3000.0, "tie_word_embeddings": True},

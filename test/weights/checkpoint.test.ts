@@ -223,6 +223,16 @@ describe("folders that are no model", () => {
   });
 });
 
+it("weights that GPTQ or AWQ packed are refused as such, not as missing", async () => {
+  const packed = { ...NORM, name: "model.layers.0.self_attn.q_proj.qweight" };
+  await writeSafetensors(join(folder, "model.safetensors"), [packed, NORM]);
+  await using model = await openCheckpoint(folder);
+  await expect(model.info("model.layers.0.self_attn.q_proj.weight")).rejects.toThrow(
+    failing("model/unsupported-dtype", "q_proj.qweight", "GPTQ or AWQ"),
+  );
+  await expect(model.info("model.layers.0.self_attn.k_proj.weight")).rejects.toThrow(failing("model/missing-tensor"));
+});
+
 describe("readRows", () => {
   beforeEach(() => writeSafetensors(join(folder, "model.safetensors"), [EMBED, Q0, NORM]));
 

@@ -34,6 +34,20 @@ describe("config.json", () => {
     await expect(readConfigFile(join(folder, "odd"))).rejects.toThrow(failing("file/not-a-file", "odd"));
   });
 
+  it("missing beside weights of another format: the format is the fault, and is named", async () => {
+    const gguf = join(folder, "gguf");
+    await mkdir(gguf);
+    await writeFile(join(gguf, "tiny.Q4_K_M.gguf"), "GGUF");
+    const named = { message: expect.stringContaining("tiny.Q4_K_M.gguf"), fix: expect.stringContaining("base model") };
+    await expect(readConfigFile(gguf)).rejects.toMatchObject({ code: "model/no-weights", ...named });
+    await expect(readConfigFile(join(gguf, "tiny.Q4_K_M.gguf"))).rejects.toMatchObject({
+      ...{ code: "model/not-a-directory", ...named },
+    });
+    // Here the weights can be read: config.json alone is missing.
+    await writeFile(join(gguf, "model.safetensors"), "");
+    await expect(readConfigFile(gguf)).rejects.toThrow(failing("config/missing", "gguf"));
+  });
+
   it("no JSON, no UTF-8, or too large", async () => {
     for (const bytes of ["", "{", "{'a':1}", '{"eps": NaN}', Uint8Array.of(0x22, 0xff, 0x22)]) {
       await writeFile(join(folder, "config.json"), bytes);
