@@ -1,0 +1,40 @@
+/** What a peer's module exports, and what passes between the orchestrator and a peer's process. */
+import type { Job } from "./jobs.ts";
+
+/** The driver that every process of a run uses. */
+export interface SharedAdapter {
+  /** Its name for people. */
+  readonly name: string;
+  readonly source: "system" | "embedded";
+  /** The Vulkan manifest that the loader is told to read, alone; null where there is no choice to make. */
+  readonly manifest: string | null;
+}
+
+export interface RunResult {
+  /** Milliseconds of the job alone. */
+  readonly ms: number;
+  /** The job's result, row-major; asked for once, in the run that is not counted. */
+  readonly output: Float32Array | null;
+}
+
+/** A job that is ready: weights uploaded, as far as a runtime can before its first run. */
+export interface Prepared {
+  /** Runtime, version and, where the runtime tells it, adapter. */
+  readonly about: string;
+  /** @param full also give the result */
+  run(full: boolean): Promise<RunResult>;
+}
+
+/** A peer's module. */
+export interface PeerModule {
+  prepare(job: Job, adapter: SharedAdapter): Promise<Prepared>;
+}
+
+export type Request =
+  | { readonly call: "prepare"; readonly job: Job; readonly adapter: SharedAdapter }
+  | { readonly call: "run"; readonly full: boolean };
+
+export type Reply =
+  | { readonly about: string }
+  | { readonly result: RunResult }
+  | { readonly error: string; readonly fix: string | null };

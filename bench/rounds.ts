@@ -1,0 +1,77 @@
+/**
+ * Rounds: in each, every peer runs the job once while the others wait, so that a noisy machine disturbs all alike. A peer
+ * that fails is out; the others go on.
+ */
+import { messageOf } from "../errors.ts";
+import type { Peer } from "./child.ts";
+
+export interface RoundOptions {
+  /** Counted runs of a peer. */
+  readonly rounds: number;
+  /** Counted runs of a peer whose first run took longer than `slowMs`. */
+  readonly slowRounds: number;
+  readonly slowMs: number;
+  /** Beyond this the first run, compilation included, is the only one. */
+  readonly onceMs: number;
+  /** Called before each step, for people. */
+  readonly onStep?: (peer: string, step: string) => void;
+}
+
+export interface PeerTimes {
+  readonly name: string;
+  /** What it said of itself; empty where it never came so far. */
+  readonly about: string;
+  /** Milliseconds of the first run, which compiles; null where there was none. */
+  readonly first: number | null;
+  /** Milliseconds of the counted runs. */
+  readonly times: readonly number[];
+  readonly output: Float32Array | null;
+  /** Why it is out. */
+  readonly error: string | null;
+}
+
+type Entry = { -readonly [key in keyof PeerTimes]: PeerTimes[key] } & { times: number[]; turns: number };
+
+/** Runs peers in turn. Never throws for what a peer does; stops them all at the end. */
+export async function interleave(peers: readonly Peer[], options: RoundOptions): Promise<PeerTimes[]> {
+  const { rounds, slowRounds, slowMs, onceMs, onStep } = options;
+  const entries = peers.map(
+    ({ name }): Entry => ({ name, about: "", first: null, times: [], output: null, error: null, turns: 0 }),
+  );
+  const turn = async (peer: Peer, entry: Entry, step: string, act: () => Promise<void>) => {
+    onStep?.(peer.name, step);
+    try {
+      await act();
+    } catch (cause) {
+      entry.error = messageOf(cause);
+      entry.turns = 0;
+      peer.stop();
+    }
+  };
+  try {
+    for (const [i, peer] of peers.entries()) {
+      const entry = entries[i];
+      await turn(peer, entry, "first run", async () => {
+        entry.about = await peer.prepare();
+        const { ms, output } = await peer.run(true);
+        entry.first = ms;
+        entry.output = output;
+        entry.turns = ms > onceMs ? 0 : ms > slowMs ? Math.min(slowRounds, rounds) : rounds;
+      });
+      // It would only hold memory while the others run.
+      if (entry.turns === 0) peer.stop();
+    }
+    for (let round = 0; round < rounds; round++) {
+      for (const [i, peer] of peers.entries()) {
+        const entry = entries[i];
+        if (round >= entry.turns) continue;
+        await turn(peer, entry, `round ${round + 1} of ${entry.turns}`, async () => {
+          entry.times.push((await peer.run(false)).ms);
+        });
+      }
+    }
+  } finally {
+    for (const peer of peers) peer.stop();
+  }
+  return entries.map(({ turns, ...times }) => times);
+}
