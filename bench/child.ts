@@ -22,7 +22,7 @@ export interface ChildOptions {
   readonly job: Job;
   readonly adapter: SharedAdapter;
   /** Milliseconds that an answer may take. */
-  readonly timeout: number;
+  readonly timeouts: Readonly<Record<Request["call"], number>>;
 }
 
 const SERVE = fileURLToPath(new URL("serve.ts", import.meta.url));
@@ -36,13 +36,12 @@ const TAIL = 2000;
  * Its calls throw `device/peer-failed` (what it answered), `device/peer-ended` (it crashed) and `device/peer-timeout`; after
  * the latter two it is gone.
  */
-export function childPeer({ name, module, job, adapter, timeout }: ChildOptions): Peer {
+export function childPeer({ name, module, job, adapter, timeouts }: ChildOptions): Peer {
   let child: ReturnType<typeof fork> | undefined;
   let tail = "";
 
   function start() {
     const drivers = adapter.manifest === null ? {} : driverVariables(adapter.manifest);
-    // An error of the orchestrator's own loader options would be inherited otherwise.
     const started = fork(SERVE, [module], {
       execArgv: ["--import", import.meta.resolve("tsx")],
       env: { ...process.env, ...drivers },
@@ -60,6 +59,7 @@ export function childPeer({ name, module, job, adapter, timeout }: ChildOptions)
   function ask(request: Request): Promise<Exclude<Reply, { error: string }>> {
     child ??= start();
     const process = child;
+    const timeout = timeouts[request.call];
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         settle(() => {

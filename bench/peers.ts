@@ -165,7 +165,7 @@ async function run(job: Job, flags: Flags): Promise<number> {
       module: new URL(`peers/${module}`, import.meta.url).href,
       job: its,
       adapter,
-      timeout: flags.timeout * 1000,
+      timeouts: { prepare: flags.timeout * 1000, run: flags.timeout * 1000 },
     }),
   );
   const times = await interleave(peers, {
@@ -182,8 +182,8 @@ async function run(job: Job, flags: Flags): Promise<number> {
   }));
   const rows = peerRows(ran, job, STRATUM);
   await writeStdout(`${render(rows, job, adapter, flags)}\n`);
-  // A peer's failure is a result; Stratum's own, or a wrong one, is not.
-  return rows.some(({ name, error }) => name === STRATUM && error !== null) ? 1 : 0;
+  // A peer's failure is a result. Stratum's own is not, nor one that differs: whose it is cannot be told from here.
+  return rows.some(({ name, error, result }) => (name === STRATUM && error !== null) || result === "WRONG") ? 1 : 0;
 }
 
 function render(rows: readonly PeerRow[], job: Job, adapter: SharedAdapter, { json, markdown }: Flags): string {
