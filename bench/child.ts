@@ -8,8 +8,8 @@ import type { Reply, Request, RunResult, SharedAdapter } from "./protocol.ts";
 /** A peer that takes part in rounds. */
 export interface Peer {
   readonly name: string;
-  /** @returns what it says of itself */
-  prepare(): Promise<string>;
+  /** @returns the adapter that it says it runs on */
+  prepare(): Promise<string | null>;
   run(full: boolean): Promise<RunResult>;
   /** Ends it, whatever it is doing. */
   stop(): void;
@@ -88,7 +88,7 @@ export function childPeer({ name, module, job, adapter, timeouts }: ChildOptions
     name,
     async prepare() {
       const reply = await ask({ call: "prepare", job, adapter });
-      return "about" in reply ? reply.about : "";
+      return "adapter" in reply ? reply.adapter : null;
     },
     async run(full) {
       const reply = await ask({ call: "run", full });

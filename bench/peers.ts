@@ -24,8 +24,6 @@ interface Entrant {
   readonly key: string;
   readonly name: string;
   readonly module: string;
-  /** It computes on the CPU, whatever the adapter. */
-  readonly cpu?: true;
   /** Another job than that of the run; null: it has none in this run. */
   readonly job?: (job: Job) => Job | null;
 }
@@ -35,12 +33,11 @@ const ENTRANTS: readonly Entrant[] = [
   { key: "ort-webgpu", name: "onnxruntime-node 1.30, WebGPU", module: "onnxruntime-webgpu.ts" },
   { key: "tfjs", name: "tfjs-backend-webgpu 4.22", module: "tfjs.ts" },
   { key: "jax", name: "jax-js 0.1.25", module: "jax.ts" },
-  { key: "ort-cpu", name: "onnxruntime-node 1.30, CPU", module: "onnxruntime-cpu.ts", cpu: true },
+  { key: "ort-cpu", name: "onnxruntime-node 1.30, CPU", module: "onnxruntime-cpu.ts" },
   {
     key: "ort-cpu-full",
     name: "onnxruntime-node 1.30, CPU, all blocks",
     module: "onnxruntime-cpu.ts",
-    cpu: true,
     job: (job) => (job.kind === "rank" ? { ...job, layer: job.shape.layers } : null),
   },
 ];
@@ -175,12 +172,8 @@ async function run(job: Job, flags: Flags): Promise<number> {
     onceMs: flags.once * 1000,
     onStep: (name, step) => note(`  ${name}: ${step}`),
   });
-  const ran = entrants.map((entrant, i) => ({
-    times: times[i],
-    job: entrant.job,
-    adapter: entrant.cpu ? "CPU" : adapter.name,
-  }));
-  const rows = peerRows(ran, job, STRATUM);
+  const ran = entrants.map((entrant, i) => ({ times: times[i], job: entrant.job }));
+  const rows = peerRows(ran, job, STRATUM, adapter.name);
   await writeStdout(`${render(rows, job, adapter, flags)}\n`);
   // A peer's failure is a result. Stratum's own is not, nor one that differs: whose it is cannot be told from here.
   return rows.some(({ name, error, result }) => (name === STRATUM && error !== null) || result === "WRONG") ? 1 : 0;

@@ -1,6 +1,9 @@
 /** What a peer's module exports, and what passes between the orchestrator and a peer's process. */
 import type { Job } from "./jobs.ts";
 
+/** What a peer calls its adapter that computes on the CPU. */
+export const CPU = "CPU";
+
 /** The driver that every process of a run uses. */
 export interface SharedAdapter {
   /** Its name for people. */
@@ -19,8 +22,8 @@ export interface RunResult {
 
 /** A job that is ready: weights uploaded, as far as a runtime can before its first run. */
 export interface Prepared {
-  /** Runtime, version and, where the runtime tells it, adapter. */
-  readonly about: string;
+  /** The name of the adapter that it runs on, `CPU`, or null where the runtime does not tell. */
+  readonly adapter: string | null;
   /** @param full also give the result */
   run(full: boolean): Promise<RunResult>;
 }
@@ -35,6 +38,6 @@ export type Request =
   | { readonly call: "run"; readonly full: boolean };
 
 export type Reply =
-  | { readonly about: string }
+  | { readonly adapter: string | null }
   | { readonly result: RunResult }
   | { readonly error: string; readonly fix: string | null };

@@ -1,6 +1,7 @@
 /** Times and results as rows, for people, programs and the README. */
 import { formatTable } from "../cli/format.ts";
 import { describeJob, flopsOf, type Job, widthOf } from "./jobs.ts";
+import { CPU } from "./protocol.ts";
 import type { PeerTimes } from "./rounds.ts";
 
 /** Results of float32 sums in different orders; a wrong kernel is off by far more (LLM states: cosine 0.98-0.997). */
@@ -30,7 +31,6 @@ export interface PeerRow {
   /** `same` within the tolerance, `WRONG`, or `not compared`: it is Stratum itself, another depth, or has no result. */
   readonly result: "same" | "WRONG" | "not compared";
   readonly agreement: Agreement | null;
-  readonly about: string;
   readonly error: string | null;
 }
 
@@ -72,23 +72,31 @@ export interface Ran {
   readonly times: PeerTimes;
   /** What it ran: its own job where that is another. */
   readonly job: Job;
-  readonly adapter: string;
 }
 
-/** One row a peer; `stratum` is the one that the others are compared with. */
-export function peerRows(ran: readonly Ran[], job: Job, stratum: string): PeerRow[] {
-  const median = ({ times, first }: PeerTimes) =>
-    times.length > 0
-      ? quantile(
-          [...times].sort((a, b) => a - b),
-          0.5,
-        )
-      : first;
+/** Of the counted runs, or the first where there are none. */
+function median({ times, first }: PeerTimes): number | null {
+  const sorted = [...times].sort((a, b) => a - b);
+  return sorted.length > 0 ? quantile(sorted, 0.5) : first;
+}
+
+/**
+ * One row a peer.
+ * @param job the run's own
+ * @param stratum the name of the one that the others are compared with
+ * @param chosen the adapter of the run, as far as it is known without Stratum
+ */
+export function peerRows(ran: readonly Ran[], job: Job, stratum: string, chosen: string): PeerRow[] {
   const own = ran.find(({ times }) => times.name === stratum)?.times;
   const reference = own?.error === null ? own : undefined;
   const base = reference === undefined ? null : median(reference);
-  return ran.map(({ times: entry, job: itsJob, adapter }) => {
-    const { name, about, first, times, output, error } = entry;
+  const shared = own?.adapter ?? chosen;
+  return ran.map(({ times: entry, job: itsJob }) => {
+    const { name, first, times, output } = entry;
+    const adapter = entry.adapter ?? shared;
+    // What runs elsewhere is no peer.
+    const elsewhere = adapter !== CPU && adapter !== shared ? `it ran on ${adapter}` : null;
+    const error = entry.error ?? elsewhere;
     const ms = error === null ? median(entry) : null;
     const sorted = [...times].sort((a, b) => a - b);
     const comparable = itsJob === job && name !== stratum;
@@ -106,7 +114,6 @@ export function peerRows(ran: readonly Ran[], job: Job, stratum: string): PeerRo
       first_ms: rounded(first, 3),
       result: found === null ? "not compared" : agrees(found) ? "same" : "WRONG",
       agreement: found,
-      about,
       error,
     };
   });

@@ -19,8 +19,8 @@ export interface RoundOptions {
 
 export interface PeerTimes {
   readonly name: string;
-  /** What it said of itself; empty where it never came so far. */
-  readonly about: string;
+  /** The adapter that it says it runs on; null where it does not tell, or never came so far. */
+  readonly adapter: string | null;
   /** Milliseconds of the first run, which compiles; null where there was none. */
   readonly first: number | null;
   /** Milliseconds of the counted runs. */
@@ -36,7 +36,7 @@ type Entry = { -readonly [key in keyof PeerTimes]: PeerTimes[key] } & { times: n
 export async function interleave(peers: readonly Peer[], options: RoundOptions): Promise<PeerTimes[]> {
   const { rounds, slowRounds, slowMs, onceMs, onStep } = options;
   const entries = peers.map(
-    ({ name }): Entry => ({ name, about: "", first: null, times: [], output: null, error: null, turns: 0 }),
+    ({ name }): Entry => ({ name, adapter: null, first: null, times: [], output: null, error: null, turns: 0 }),
   );
   const turn = async (peer: Peer, entry: Entry, step: string, act: () => Promise<void>) => {
     onStep?.(peer.name, step);
@@ -52,7 +52,7 @@ export async function interleave(peers: readonly Peer[], options: RoundOptions):
     for (const [i, peer] of peers.entries()) {
       const entry = entries[i];
       await turn(peer, entry, "first run", async () => {
-        entry.about = await peer.prepare();
+        entry.adapter = await peer.prepare();
         const { ms, output } = await peer.run(true);
         entry.first = ms;
         entry.output = output;

@@ -11,7 +11,7 @@ async function answer(request: Request): Promise<Reply> {
     if (request.adapter.source === "embedded") activateEmbedded();
     const peer = (await import(process.argv[2])) as PeerModule;
     prepared = await peer.prepare(request.job, request.adapter);
-    return { about: prepared.about };
+    return { adapter: prepared.adapter };
   }
   if (prepared === undefined) throw new StratumError("usage/peer", "run before prepare", "prepare the job first");
   return { result: await prepared.run(request.full) };

@@ -11,12 +11,12 @@ type Jax = typeof import("@jax-js/jax");
 type Arr = numpy.Array;
 
 export async function prepare(job: Job): Promise<Prepared> {
-  const about = await provideGpu();
+  const adapter = await provideGpu();
   const jax = await import("@jax-js/jax");
   const ready = await jax.init("webgpu");
   if (!ready.includes("webgpu")) throw new Error(`jax-js has no WebGPU here, only ${ready.join(", ")}`);
   jax.defaultDevice("webgpu");
-  return { about, run: job.kind === "matmul" ? matmulRun(jax, job) : llamaRun(jax, job) };
+  return { adapter, run: job.kind === "matmul" ? matmulRun(jax, job) : llamaRun(jax, job) };
 }
 
 function upload({ numpy: np }: Jax, { dims, values }: Weight): Arr {

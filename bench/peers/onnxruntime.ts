@@ -2,7 +2,7 @@
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import type { Job } from "../jobs.ts";
 import { onnxJob } from "../onnx-jobs.ts";
-import type { Prepared } from "../protocol.ts";
+import { CPU, type Prepared } from "../protocol.ts";
 
 /** A peer's `prepare` with this execution provider. */
 export function onnxruntimePeer(provider: "cpu" | "webgpu") {
@@ -11,7 +11,7 @@ export function onnxruntimePeer(provider: "cpu" | "webgpu") {
     const session = await InferenceSession.create(model, { executionProviders: [provider], logSeverityLevel: 3 });
     const feeds = { x: new Tensor("float32", input.values, [...input.dims]) };
     return {
-      about: provider,
+      adapter: provider === "cpu" ? CPU : null,
       async run(full) {
         const begin = performance.now();
         const fetched = await session.run(feeds, [full ? result : end]);

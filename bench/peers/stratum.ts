@@ -38,7 +38,7 @@ async function prepareMatmul(engine: Engine, job: MatmulJob): Promise<Prepared> 
     out: new Float32Array(job.rows * job.n),
   };
   return {
-    about: device.info.name,
+    adapter: device.info.name,
     async run(full) {
       if (full) {
         const begin = performance.now();
@@ -58,7 +58,7 @@ async function prepareLlama(engine: Engine, job: LlamaJob): Promise<Prepared> {
   const runner = await createRunner(model.loaded, { layers: [job.layer], output: "pooled", batchTokens: rows });
   const d = job.shape.hidden;
   return {
-    about: engine.device.info.name,
+    adapter: engine.device.info.name,
     async run(full) {
       const begin = performance.now();
       const [batch] = packBatches(lists, runner.packing);

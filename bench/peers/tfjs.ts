@@ -10,13 +10,13 @@ import { transpose } from "../values.ts";
 type Tf = typeof import("@tensorflow/tfjs-core");
 
 export async function prepare(job: Job): Promise<Prepared> {
-  const about = await provideGpu();
+  const adapter = await provideGpu();
   // It looks for navigator.gpu when it is imported.
   const tf = await import("@tensorflow/tfjs-core");
   await import("@tensorflow/tfjs-backend-webgpu");
   await tf.setBackend("webgpu");
   await tf.ready();
-  return { about, run: job.kind === "matmul" ? matmulRun(tf, job) : llamaRun(tf, job) };
+  return { adapter, run: job.kind === "matmul" ? matmulRun(tf, job) : llamaRun(tf, job) };
 }
 
 function matmulRun(tf: Tf, job: MatmulJob): Prepared["run"] {

@@ -30,7 +30,7 @@ function peerOf(text: string, run = GENEROUS): Peer {
 const STEADY = `
   let runs = 0;
   export const prepare = async (job, adapter) => ({
-    about: [job.rows, job.k, job.n, job.seed, adapter.name, process.env.VK_DRIVER_FILES, process.pid].join(" "),
+    adapter: [job.rows, job.k, job.n, job.seed, adapter.name, process.env.VK_DRIVER_FILES, process.pid].join(" "),
     run: async (full) => ({ ms: ++runs, output: full ? Float32Array.of(1.5, -2) : null }),
   });`;
 
@@ -44,7 +44,7 @@ describe("a peer's process", () => {
 
   it("answers what it throws, and lives on", async () => {
     const peer = peerOf(`export const prepare = async () => ({
-      about: "", run: async (full) => { if (full) throw new Error("no such shader"); return { ms: 1, output: null }; } });`);
+      adapter: "", run: async (full) => { if (full) throw new Error("no such shader"); return { ms: 1, output: null }; } });`);
     await peer.prepare();
     await expect(peer.run(true)).rejects.toMatchObject({
       code: "device/peer-failed",
@@ -71,7 +71,7 @@ describe("a peer's process", () => {
 
   it("that hangs is ended, even in a loop that answers nothing", async () => {
     const peer = peerOf(
-      `export const prepare = async () => ({ about: String(process.pid), run: () => { for (;;); } });`,
+      `export const prepare = async () => ({ adapter: String(process.pid), run: () => { for (;;); } });`,
       500,
     );
     const pid = Number(await peer.prepare());
@@ -80,7 +80,7 @@ describe("a peer's process", () => {
   });
 
   it("takes no others along in a round", async () => {
-    const crashes = peerOf(`export const prepare = async () => ({ about: "", run: async () => process.exit(3) });`);
+    const crashes = peerOf(`export const prepare = async () => ({ adapter: "", run: async () => process.exit(3) });`);
     const [bad, good] = await interleave([crashes, peerOf(STEADY)], {
       rounds: 2,
       slowRounds: 1,

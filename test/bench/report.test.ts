@@ -8,8 +8,8 @@ const JOB: Job = { kind: "matmul", rows: 100, k: 100, n: 2, seed: 1 };
 const RIGHT = Float32Array.of(1, 2, 3, -4);
 
 function ran(name: string, fields: Partial<PeerTimes>, job: Job = JOB) {
-  const times = { name, about: "", first: 9, times: [], output: null, error: null, ...fields };
-  return { times, job, adapter: "an adapter" };
+  const times = { name, adapter: null, first: 9, times: [], output: null, error: null, ...fields };
+  return { times, job };
 }
 
 describe("results", () => {
@@ -39,6 +39,7 @@ describe("rows", () => {
     ],
     JOB,
     "Stratum",
+    "an adapter",
   );
   const row = (name: string) => rows.find((entry) => entry.name === name);
 
@@ -57,11 +58,30 @@ describe("rows", () => {
     expect(row("broken")).toMatchObject({ median_ms: null, gflops: null, ratio: null });
   });
 
+  it("of what ran on another adapter are no rows of the comparison", () => {
+    const here = ran("Stratum", { times: [2], adapter: "llvmpipe" });
+    const [, same, other, cpu] = peerRows(
+      [
+        here,
+        ran("same", { times: [4] }),
+        ran("other", { times: [4], adapter: "SwiftShader" }),
+        ran("cpu", { times: [1], adapter: "CPU" }),
+      ],
+      JOB,
+      "Stratum",
+      "auto",
+    );
+    expect(same).toMatchObject({ adapter: "llvmpipe", ratio: 2, error: null });
+    expect(other).toMatchObject({ adapter: "SwiftShader", ratio: null, error: "it ran on SwiftShader" });
+    expect(cpu).toMatchObject({ adapter: "CPU", ratio: 0.5, error: null });
+  });
+
   it("compare with nothing where Stratum failed", () => {
     const [, other] = peerRows(
       [ran("Stratum", { error: "no device" }), ran("same", { times: [4], output: RIGHT })],
       JOB,
       "Stratum",
+      "an adapter",
     );
     expect(other).toMatchObject({ median_ms: 4, ratio: null, result: "not compared" });
   });

@@ -38,7 +38,7 @@ describe("rounds", () => {
     ]);
     expect(times[0]).toEqual({
       name: "a",
-      about: "a!",
+      adapter: "a!",
       first: 1,
       times: [1, 2, 3],
       output: Float32Array.of(1),
