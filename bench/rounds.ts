@@ -13,6 +13,8 @@ export interface RoundOptions {
   readonly slowMs: number;
   /** Beyond this the first run, compilation included, is the only one. */
   readonly onceMs: number;
+  /** Uncounted runs in front of each counted one, so that caches and threads are warm: default 0. */
+  readonly warm?: number;
   /** Called before each step, for people. */
   readonly onStep?: (peer: string, step: string) => void;
 }
@@ -34,7 +36,7 @@ type Entry = { -readonly [key in keyof PeerTimes]: PeerTimes[key] } & { times: n
 
 /** Runs peers in turn. Never throws for what a peer does; stops them all at the end. */
 export async function interleave(peers: readonly Peer[], options: RoundOptions): Promise<PeerTimes[]> {
-  const { rounds, slowRounds, slowMs, onceMs, onStep } = options;
+  const { rounds, slowRounds, slowMs, onceMs, warm = 0, onStep } = options;
   const entries = peers.map(
     ({ name }): Entry => ({ name, adapter: null, first: null, times: [], output: null, error: null, turns: 0 }),
   );
@@ -66,6 +68,7 @@ export async function interleave(peers: readonly Peer[], options: RoundOptions):
         const entry = entries[i];
         if (round >= entry.turns) continue;
         await turn(peer, entry, `round ${round + 1} of ${entry.turns}`, async () => {
+          for (let run = 0; run < warm; run++) await peer.run(false);
           entry.times.push((await peer.run(false)).ms);
         });
       }

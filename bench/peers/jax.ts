@@ -1,5 +1,6 @@
 /** jax-js, compiled with its `jit`. Its arrays are counted: every use but the last takes a `ref`. */
 import type { numpy } from "@jax-js/jax";
+import { StratumError } from "../../errors.ts";
 import { provideGpu } from "../gpu.ts";
 import type { Job, LlamaJob, MatmulJob } from "../jobs.ts";
 import { blockWeights, causalMask, embeddedSequences, ropeTables, type Weight } from "../llama.ts";
@@ -14,7 +15,13 @@ export async function prepare(job: Job): Promise<Prepared> {
   const adapter = await provideGpu();
   const jax = await import("@jax-js/jax");
   const ready = await jax.init("webgpu");
-  if (!ready.includes("webgpu")) throw new Error(`jax-js has no WebGPU here, only ${ready.join(", ")}`);
+  if (!ready.includes("webgpu")) {
+    throw new StratumError(
+      "adapter/none",
+      `jax-js finds no WebGPU here, only ${ready.join(", ")}`,
+      "see stratum doctor",
+    );
+  }
   jax.defaultDevice("webgpu");
   return { adapter, run: job.kind === "matmul" ? matmulRun(jax, job) : llamaRun(jax, job) };
 }

@@ -56,6 +56,13 @@ describe("rounds", () => {
     expect(log.indexOf("once stop")).toBeLessThan(log.indexOf("a run"));
   });
 
+  it("count only the last run of a turn where others warm up for it", async () => {
+    const log: string[] = [];
+    const [a] = await interleave([fake("a", log), fake("b", log)], { ...OPTIONS, rounds: 2, warm: 1 });
+    expect(runsOf(log)).toEqual(["a run", "a run", "b run", "b run", "a run", "a run", "b run", "b run"]);
+    expect(a.times).toEqual([2, 4]);
+  });
+
   it("go on without a peer that fails, in its first run or later", async () => {
     const log: string[] = [];
     const peers = [fake("early", log, { fails: 0 }), fake("late", log, { fails: 2 }), fake("a", log)];
