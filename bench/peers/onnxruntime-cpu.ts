@@ -1,0 +1,3 @@
+import { onnxruntimePeer } from "./onnxruntime.ts";
+
+export const prepare = onnxruntimePeer("cpu");
