@@ -15,6 +15,7 @@ import { lengthLimit, type WeightForm } from "../engine/decoder.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
+import { benchPeakCommand } from "./bench-peak.ts";
 import { benchTrainCommand } from "./bench-train.ts";
 import {
   addCommonOptions,
@@ -121,6 +122,7 @@ export function benchCommand(program: Command): void {
     },
     { budget: sharedRows, workspaces: (layer) => layer + 1 },
   );
+  benchPeakCommand(bench);
   benchTrainCommand(bench);
 }
 
