@@ -26,7 +26,7 @@ async function runBenchPeak(flags: ReportFlags): Promise<number> {
       signal: stopping()?.signal,
       onStep: (what, done, total) => note(`${done + 1}/${total} ${what}`),
     });
-    const { rows, gflops, f16Gflops, readGbps, copyGbps, storageGloads, textureGloads } = peak;
+    const { rows, gflops, f16Gflops, readGbps, copyGbps, storageGloads, vec4Gloads, textureGloads } = peak;
     const figures = {
       peak: {
         gflops,
@@ -34,6 +34,7 @@ async function runBenchPeak(flags: ReportFlags): Promise<number> {
         read_gbps: readGbps,
         copy_gbps: copyGbps,
         storage_gloads: storageGloads,
+        vec4_gloads: vec4Gloads,
         texture_gloads: textureGloads,
       },
     };

@@ -15,6 +15,8 @@ import { lengthLimit, type WeightForm } from "../engine/decoder.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
+import { benchForwardCommand } from "./bench-forward.ts";
+import { benchKernelsCommand } from "./bench-kernels.ts";
 import { benchPeakCommand } from "./bench-peak.ts";
 import { benchTrainCommand } from "./bench-train.ts";
 import {
@@ -123,6 +125,8 @@ export function benchCommand(program: Command): void {
     { budget: sharedRows, workspaces: (layer) => layer + 1 },
   );
   benchPeakCommand(bench);
+  benchKernelsCommand(bench);
+  benchForwardCommand(bench);
   benchTrainCommand(bench);
 }
 

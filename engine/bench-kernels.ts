@@ -45,8 +45,8 @@ export interface KernelBenchOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called before a case. */
   readonly onCase?: (bench: BenchCase, done: number, total: number) => void;
-  /** Called with each finished row. */
-  readonly onRow?: (row: BenchRow) => void;
+  /** Called after a case. */
+  readonly onDone?: () => void;
 }
 
 /** Checks and times cases. @throws {StratumError} what the device latched, `memory/buffer-limit`; the reason of `signal` */
@@ -55,7 +55,7 @@ export async function benchCases(
   cases: readonly BenchCase[],
   options: KernelBenchOptions = {},
 ): Promise<KernelBench> {
-  const { runs = 7, minMs = 20, maxSeconds = 120, signal, onCase, onRow } = options;
+  const { runs = 7, minMs = 20, maxSeconds = 120, signal, onCase, onDone } = options;
   const end = performance.now() + 1000 * maxSeconds;
   const rows: BenchRow[] = [];
   const wrong: WrongKernel[] = [];
@@ -78,29 +78,22 @@ export async function benchCases(
     );
     for (const [v, { variant }] of prepared.sound.entries()) {
       const { name, shape, dtype, cost } = bench;
-      const spread = spreadOf(times[v]);
-      const row = {
-        name,
-        shape,
-        dtype,
-        variant,
-        runs: times[v].length,
-        ...rates(spread, cost, options.ceilings ?? null),
-      };
-      rows.push(row);
-      onRow?.(row);
+      const measured = rates(spreadOf(times[v]), cost, options.ceilings ?? null);
+      rows.push({ name, shape, dtype, variant, runs: times[v].length, ...measured });
     }
+    onDone?.();
   }
   return { rows, wrong, left };
 }
 
-interface PreparedCase extends Disposable {
+/** A case on the GPU: the variants that compute what their twin does, ready to run, and the others. */
+export interface PreparedCase extends Disposable {
   readonly sound: readonly { readonly variant: string; readonly kernel: PreparedKernel }[];
   readonly wrong: readonly WrongKernel[];
 }
 
-/** Uploads a case, runs every variant once and compares it with its twin. */
-async function prepareCase(engine: Engine, bench: BenchCase, shared: OwnedBuffers): Promise<PreparedCase> {
+/** Uploads a case, runs every variant once and compares it with its twin. `shared` owns what the variants share. */
+export async function prepareCase(engine: Engine, bench: BenchCase, shared: OwnedBuffers): Promise<PreparedCase> {
   const { name, shape, output } = bench;
   const host = bench.buffers();
   const bound = Object.fromEntries(Object.entries(host).map(([key, data]) => [key, shared.add(key, data)]));

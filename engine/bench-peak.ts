@@ -38,8 +38,9 @@ export interface Peak extends Ceilings {
   readonly readGbps: number;
   /** Read and written bytes together. */
   readonly copyGbps: number;
-  /** 10^9 loads of a lane a second out of a storage buffer, whatever their width, and out of a texture; null: not asked for. */
+  /** 10^9 loads of a lane a second: out of a storage buffer, of f32 and of vec4, and out of a texture; null: not asked for. */
   readonly storageGloads: number | null;
+  readonly vec4Gloads: number | null;
   readonly textureGloads: number | null;
   /** A row a ceiling. */
   readonly rows: readonly BenchRow[];
@@ -185,20 +186,18 @@ function copyCommand(engine: Engine, bytes: number): Form {
   };
 }
 
-function loadForms(engine: Engine): Form[] {
-  return [32, 64, 256].flatMap((lanes) =>
-    (["f32", "vec4<f32>"] as const).map((element): Form => {
-      const variant: PeakLoadVariant = { element, lanes };
-      return {
-        variant: `${element}, ${lanes} lanes`,
-        async open() {
-          const x = loadTable(element === "f32" ? 1 : 4);
-          const prepared = await prepareKernel(engine, peakLoad(variant), { x, out: 4 * LANES }, LANES / lanes);
-          return await withRounds(prepared, LOAD_UNROLL * LANES);
-        },
-      };
-    }),
-  );
+function loadForms(engine: Engine, element: PeakLoadVariant["element"]): Form[] {
+  return [32, 64, 256].map((lanes) => ({
+    variant: `${element}, ${lanes} lanes`,
+    async open() {
+      const x = loadTable(element === "f32" ? 1 : 4);
+      const kernel = peakLoad({ element, lanes });
+      return await withRounds(
+        await prepareKernel(engine, kernel, { x, out: 4 * LANES }, LANES / lanes),
+        LOAD_UNROLL * LANES,
+      );
+    },
+  }));
 }
 
 /** A row of the table that loads read. */
@@ -340,8 +339,8 @@ export async function measurePeak(engine: Engine, options: PeakOptions = {}): Pr
   const memory = (kind: "read" | "copy"): Task => {
     return { name: `memory ${kind}`, dtype: "u32", shape: "a buffer", unit: "bytes", forms: streamForms(engine, kind) };
   };
-  const load = (name: string, forms: readonly Form[]): Task => {
-    return { name, dtype: "f32", shape: "a cached table", unit: "loads", forms };
+  const load = (name: string, dtype: string, forms: readonly Form[]): Task => {
+    return { name, dtype, shape: "a cached table", unit: "loads", forms };
   };
   const tasks: readonly Task[] = [
     fma("f32"),
@@ -349,7 +348,11 @@ export async function measurePeak(engine: Engine, options: PeakOptions = {}): Pr
     memory("copy"),
     ...(only === "roofline"
       ? []
-      : [load("storage load", loadForms(engine)), load("texture load", textureForms(engine))]),
+      : [
+          load("storage load", "f32", loadForms(engine, "f32")),
+          load("storage load", "vec4<f32>", loadForms(engine, "vec4<f32>")),
+          load("texture load", "vec4<u32>", textureForms(engine)),
+        ]),
     ...(f16 && only !== "roofline" ? [fma("f16")] : []),
   ];
   const begin = performance.now();
@@ -363,7 +366,7 @@ export async function measurePeak(engine: Engine, options: PeakOptions = {}): Pr
   }
   const rates = results.map(({ rate }) => rate);
   const [gflops, readGbps, copyGbps] = rates;
-  const [storageGloads = null, textureGloads = null, f16Gflops = null] = rates.slice(3);
+  const [storageGloads = null, vec4Gloads = null, textureGloads = null, f16Gflops = null] = rates.slice(3);
   return {
     gflops,
     f16Gflops,
@@ -371,6 +374,7 @@ export async function measurePeak(engine: Engine, options: PeakOptions = {}): Pr
     copyGbps,
     gbps: Math.max(readGbps, copyGbps),
     storageGloads,
+    vec4Gloads,
     textureGloads,
     rows: results.map(({ row }) => row),
   };
