@@ -1,7 +1,6 @@
 /** What a case of a benchmark is: a piece of work, its variants, and what its twin says. */
-import type { Kernel, TwinBuffer } from "../kernels/kernel.ts";
+import type { Extent, Kernel, TwinBuffer } from "../kernels/kernel.ts";
 import type { Sample, TwinBuffers } from "./bench-check.ts";
-import type { WorkCost } from "./bench-row.ts";
 
 /** One way to do a case's work. */
 export interface CaseVariant {
@@ -24,7 +23,8 @@ export interface BenchCase {
   readonly name: string;
   readonly shape: string;
   readonly dtype: string;
-  readonly cost: WorkCost | null;
+  /** What the kernel's rows do not tell of its work. */
+  readonly extent?: Extent;
   /** Bindings that all variants share; the same at every call. */
   readonly buffers: () => Record<string, TwinBuffer>;
   /** The binding that is compared. */

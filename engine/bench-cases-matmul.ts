@@ -7,7 +7,6 @@ import { seededRandom } from "../kernels/random.ts";
 import { isQuantised, weightRowWords } from "../kernels/weight-load.ts";
 import { type BenchCase, CASE_SEED, type VariantChoice } from "./bench-case.ts";
 import { sampleMatmul } from "./bench-check.ts";
-import { matmulCost } from "./bench-cost.ts";
 import { MATRIX_ROLES, type MatrixRole, type NormRole } from "./decoder.ts";
 import type { DeviceLimits } from "./device.ts";
 import type { ModelFiles } from "./model-files.ts";
@@ -98,7 +97,6 @@ export function matmulBenchCase(
     name,
     shape: `${rows} x ${k} x ${n}${epilogue === "glu" ? " twice" : ""}`,
     dtype: weight,
-    cost: matmulCost({ ...shape, ...tiles[0] }, rows),
     output: "out",
     buffers() {
       const random = seededRandom(CASE_SEED + k + n);

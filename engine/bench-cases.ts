@@ -1,5 +1,11 @@
 /** The work of a model's blocks as cases to check and time: every role's kernel at its shape, in its variants. */
-import { type AttentionVariant, attention, attentionDefaults, attentionTiles } from "../kernels/attention.ts";
+import {
+  type AttentionVariant,
+  attention,
+  attentionDefaults,
+  attentionExtent,
+  attentionTiles,
+} from "../kernels/attention.ts";
 import { floats } from "../kernels/case.ts";
 import { kernelCases } from "../kernels/cases.ts";
 import type { Target } from "../kernels/kernel.ts";
@@ -12,7 +18,6 @@ import { packBatches } from "./batch.ts";
 import { type BatchShape, type BenchCase, CASE_SEED, type VariantChoice } from "./bench-case.ts";
 import { matmulBenchCases } from "./bench-cases-matmul.ts";
 import { sampleAll, sampleAttention, type TwinBuffers } from "./bench-check.ts";
-import { attentionCost, gatherCost, normCost, ropeCost } from "./bench-cost.ts";
 import { NORM_ROLES } from "./decoder.ts";
 import type { DeviceLimits } from "./device.ts";
 import type { ModelFiles } from "./model-files.ts";
@@ -42,7 +47,6 @@ function normBenchCases({ spec }: ModelFiles, target: Target, rows: number, choi
         name: `norm ${role}`,
         shape: `${rows} x ${shape.groups > 1 ? `${shape.groups} x ` : ""}${shape.d}, ${shape.output}`,
         dtype: "f32",
-        cost: normCost({ ...shape, ...standard }, rows),
         output: shape.output === "inPlace" ? "x" : "out",
         buffers() {
           const random = seededRandom(CASE_SEED + shape.d);
@@ -85,7 +89,6 @@ function ropeBenchCases({ spec }: ModelFiles, { batch, tokens }: BatchShape): Be
       name,
       shape: `${rows} x ${count} x ${rotary}`,
       dtype: "f32",
-      cost: ropeCost(variant, rows),
       output: "x",
       buffers: () => ({
         x: floats(seededRandom(CASE_SEED), rows * stride),
@@ -112,7 +115,6 @@ function gatherBenchCase({ spec }: ModelFiles, { batch, tokens }: BatchShape): B
     name: "rowGather",
     shape: `${batch} of ${batch * tokens} x ${d}`,
     dtype: "f32",
-    cost: gatherCost(d, batch),
     output: "out",
     buffers: () => ({
       x: floats(seededRandom(CASE_SEED), batch * tokens * d),
@@ -129,13 +131,6 @@ function gatherBenchCase({ spec }: ModelFiles, { batch, tokens }: BatchShape): B
       },
     ],
   };
-}
-
-/** Keys that the rows of equal sequences see under a window (0: none), all rows together. */
-export function causalKeys({ batch, tokens }: BatchShape, window: number): number {
-  let keys = 0;
-  for (let t = 1; t <= tokens; t++) keys += window > 0 ? Math.min(t, window) : t;
-  return batch * keys;
 }
 
 /** Attention over sequences of equal length, in each of the model's windows. */
@@ -164,13 +159,12 @@ export function attentionBenchCases(
     const common = { heads, kvHeads, headDim, scale: spec.blocks[0].attentionScale, softcap: softcap ?? 0, window };
     const sequences = Array.from({ length: batch }, () => ({ sequences: [new Int32Array(tokens)] }));
     const [{ spans }] = packBatches(sequences, { budget: batch * Math.max(8, tokens) });
-    const cost = { rows, keys: causalKeys(shape, window), keyRows: rows };
     return {
       op: "attention",
       name: window > 0 ? `attention, window ${window}` : "attention",
       shape: `${batch} x ${tokens}, ${heads}/${kvHeads} heads of ${headDim}`,
       dtype: "f32",
-      cost: attentionCost({ ...common, ...standard }, cost),
+      extent: attentionExtent(spans, attentionTiles(spans, rows, standard.tileRows), window),
       output: "out",
       buffers() {
         const random = seededRandom(CASE_SEED + headDim);
@@ -234,7 +228,6 @@ export function otherBenchCase(target: Target, op: string): BenchCase {
     name: op,
     shape: each.title,
     dtype: "f32",
-    cost: null,
     output,
     buffers: each.buffers,
     variants: [

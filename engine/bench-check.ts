@@ -25,16 +25,21 @@ const TOLERANCE = 1e-4;
 
 /** @returns what is wrong, in words, or null */
 export function sampleFault(actual: ArrayLike<number>, { places, values }: Sample): string | null {
-  let squares = 0;
-  for (let i = 0; i < values.length; i++) squares += values[i] ** 2;
-  const rms = Math.sqrt(squares / Math.max(1, values.length));
+  let [squares, finite] = [0, 0];
+  for (let i = 0; i < values.length; i++) {
+    if (!Number.isFinite(values[i])) continue;
+    squares += values[i] ** 2;
+    finite++;
+  }
+  const rms = Math.sqrt(squares / Math.max(1, finite));
   let wrong = 0;
   let first = "";
   for (let i = 0; i < values.length; i++) {
     const place = places === null ? i : places[i];
     const bound = TOLERANCE * Math.max(Math.abs(values[i]), rms);
-    // Written so that NaN fails.
-    if (Math.abs(actual[place] - values[i]) <= bound) continue;
+    // NaN and infinities must stand where the twin has them, and nowhere else.
+    if (Number.isFinite(values[i]) ? Math.abs(actual[place] - values[i]) <= bound : Object.is(actual[place], values[i]))
+      continue;
     if (wrong === 0) first = `[${place}] is ${actual[place]} instead of ${values[i]}`;
     wrong++;
   }

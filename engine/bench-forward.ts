@@ -1,11 +1,12 @@
 /** The stack of blocks on batches of random tokens: its time, and how that grows with layers and with tokens. */
+import type { Cost } from "../kernels/kernel.ts";
 import { seededRandom } from "../kernels/random.ts";
 import { type Batch, packBatches } from "./batch.ts";
 import type { BatchShape } from "./bench-case.ts";
 import { attentionBenchCases } from "./bench-cases.ts";
 import { type LinearFit, linearFit } from "./bench-fit.ts";
-import { prepareCase } from "./bench-kernels.ts";
-import { type BenchRow, type Ceilings, rates, type WorkCost } from "./bench-row.ts";
+import { costOf, prepareCase } from "./bench-kernels.ts";
+import { type BenchRow, type Ceilings, rates } from "./bench-row.ts";
 import { interleaveTimed, ownedBuffers, spreadOf, type Timed } from "./bench-timer.ts";
 import { batchFlops } from "./cost.ts";
 import type { Model } from "./hidden-states.ts";
@@ -39,7 +40,7 @@ export function randomBatch(vocab: number, { batch, tokens }: BatchShape, seed: 
 interface ForwardWork extends Timed {
   readonly shape: BatchShape;
   readonly layer: number;
-  readonly cost: WorkCost;
+  readonly cost: Cost;
 }
 
 async function openForward(model: Model, shape: BatchShape, layer: number, seed: number): Promise<ForwardWork> {
@@ -211,13 +212,13 @@ async function benchAttention(
   );
   return {
     forward: forwardRow(works[0] as ForwardWork, times[0], options),
-    rows: cases.map(({ name, shape, dtype, cost, variants }, i) => ({
+    rows: cases.map(({ name, shape, dtype, variants, extent }, i) => ({
       name,
       shape,
       dtype,
       variant: variants[0].variant,
       runs: times[i + 1].length,
-      ...rates(spreadOf(times[i + 1]), cost, ceilings),
+      ...rates(spreadOf(times[i + 1]), costOf(variants[0], extent), ceilings),
     })),
   };
 }

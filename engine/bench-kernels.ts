@@ -1,6 +1,6 @@
 /** Kernels, one by one: checked against their twins, then timed, the variants of one shape in turn. */
 import { StratumError } from "../errors.ts";
-import type { WeightType } from "../kernels/kernel.ts";
+import type { Cost, Extent, WeightType } from "../kernels/kernel.ts";
 import type { BatchShape, BenchCase, CaseVariant, VariantChoice } from "./bench-case.ts";
 import { BLOCK_OPS, modelBenchCases, otherBenchCase, otherOps } from "./bench-cases.ts";
 import { matmulBenchCase } from "./bench-cases-matmul.ts";
@@ -29,7 +29,7 @@ export interface WrongKernel {
 export interface KernelBench {
   readonly rows: readonly BenchRow[];
   readonly wrong: readonly WrongKernel[];
-  /** Cases that the time did not suffice for. */
+  /** Cases and variants that the time did not suffice for. */
   readonly left: readonly string[];
 }
 
@@ -69,50 +69,74 @@ export async function benchCases(
     }
     onCase?.(bench, i, cases.length);
     using shared = ownedBuffers(engine);
-    using prepared = await prepareCase(engine, bench, shared);
-    wrong.push(...prepared.wrong);
     const deadline = now + (end - now) / (cases.length - i);
+    using prepared = await prepareCase(engine, bench, shared, { deadline, signal });
+    wrong.push(...prepared.wrong);
+    left.push(...prepared.left);
     const times = await interleaveTimed(
       prepared.sound.map(({ kernel }) => kernel),
       { runs, minMs, deadline, signal },
     );
-    for (const [v, { variant }] of prepared.sound.entries()) {
-      const { name, shape, dtype, cost } = bench;
-      const measured = rates(spreadOf(times[v]), cost, options.ceilings ?? null);
-      rows.push({ name, shape, dtype, variant, runs: times[v].length, ...measured });
+    for (const [v, { each }] of prepared.sound.entries()) {
+      const { name, shape, dtype, extent } = bench;
+      const measured = rates(spreadOf(times[v]), costOf(each, extent), options.ceilings ?? null);
+      rows.push({ name, shape, dtype, variant: each.variant, runs: times[v].length, ...measured });
     }
     onDone?.();
   }
   return { rows, wrong, left };
 }
 
-/** A case on the GPU: the variants that compute what their twin does, ready to run, and the others. */
-export interface PreparedCase extends Disposable {
-  readonly sound: readonly { readonly variant: string; readonly kernel: PreparedKernel }[];
-  readonly wrong: readonly WrongKernel[];
+/** The work of a variant; null for a kernel that counts none. */
+export function costOf({ kernel, rows }: CaseVariant, extent: Extent | undefined): Cost | null {
+  return kernel.cost?.(rows, extent) ?? null;
 }
 
-/** Uploads a case, runs every variant once and compares it with its twin. `shared` owns what the variants share. */
-export async function prepareCase(engine: Engine, bench: BenchCase, shared: OwnedBuffers): Promise<PreparedCase> {
+/** A case on the GPU: the variants that compute what their twin does, ready to run, and the others. */
+export interface PreparedCase extends Disposable {
+  readonly sound: readonly { readonly each: CaseVariant; readonly kernel: PreparedKernel }[];
+  readonly wrong: readonly WrongKernel[];
+  /** Variants that were not looked at for want of time, in words. */
+  readonly left: readonly string[];
+}
+
+/**
+ * Uploads a case, runs every variant once and compares it with its twin.
+ * @param shared owns what the variants share
+ * @param limits no variant but the first is compiled after `deadline`: a driver may take seconds for each
+ */
+export async function prepareCase(
+  engine: Engine,
+  bench: BenchCase,
+  shared: OwnedBuffers,
+  limits: { readonly deadline?: number; readonly signal?: AbortSignal | undefined } = {},
+): Promise<PreparedCase> {
+  const { deadline = Number.POSITIVE_INFINITY, signal } = limits;
   const { name, shape, output } = bench;
   const host = bench.buffers();
   const bound = Object.fromEntries(Object.entries(host).map(([key, data]) => [key, shared.add(key, data)]));
-  const sound: { variant: string; kernel: PreparedKernel }[] = [];
+  const sound: { each: CaseVariant; kernel: PreparedKernel }[] = [];
   const wrong: WrongKernel[] = [];
+  const left: string[] = [];
   const dispose = () => {
     for (const { kernel } of sound) kernel[Symbol.dispose]();
   };
   try {
-    for (const each of bench.variants) {
+    for (const [v, each] of bench.variants.entries()) {
+      signal?.throwIfAborted();
+      if (v > 0 && performance.now() > deadline) {
+        left.push(`${name} ${each.variant}`);
+        continue;
+      }
       const kernel = await prepareKernel(engine, each.kernel, { ...bound, ...each.own }, each.rows, each.offset);
-      sound.push({ variant: each.variant, kernel });
+      sound.push({ each, kernel });
       const fault = await faultOf(engine, kernel, each, { host, bound, output });
       if (fault === null) continue;
       wrong.push({ name, shape, variant: each.variant, fault });
       sound.pop();
       kernel[Symbol.dispose]();
     }
-    return { sound, wrong, [Symbol.dispose]: dispose };
+    return { sound, wrong, left, [Symbol.dispose]: dispose };
   } catch (cause) {
     dispose();
     throw cause;

@@ -173,8 +173,8 @@ function copyCommand(engine: Engine, bytes: number): Form {
         return {
           amount: 2 * bytes,
           run: (times) =>
-            timeSubmission(engine, (encoder) => {
-              for (let i = 0; i < times; i++) encoder.copyBufferToBuffer(from.gpu, 0, to.gpu, 0, bytes);
+            timeSubmission(engine, (recorder) => {
+              for (let i = 0; i < times; i++) recorder.copy(from, 0, to, 0, bytes);
             }),
           [Symbol.dispose]: () => owned[Symbol.dispose](),
         };
@@ -253,14 +253,19 @@ export async function openTextureLoads(engine: Engine, lanes: number, workgroups
         staging.destroy();
       }
     },
-    run: (times) =>
-      timeSubmission(engine, (encoder) => {
-        const pass = encoder.beginComputePass();
-        pass.setPipeline(pipeline);
-        pass.setBindGroup(0, group);
-        for (let i = 0; i < times; i++) pass.dispatchWorkgroups(workgroups);
-        pass.end();
-      }),
+    // Its texture is no buffer that a recorder binds.
+    async run(times) {
+      const begin = performance.now();
+      const encoder = device.gpu.createCommandEncoder();
+      const pass = encoder.beginComputePass();
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(0, group);
+      for (let i = 0; i < times; i++) pass.dispatchWorkgroups(workgroups);
+      pass.end();
+      device.submit(encoder);
+      await device.idle();
+      return performance.now() - begin;
+    },
     [Symbol.dispose]() {
       texture.destroy();
       owned[Symbol.dispose]();

@@ -1,11 +1,6 @@
 /** The rows of every benchmark, and the measured ceilings that they are held against. */
+import type { Cost } from "../kernels/kernel.ts";
 import type { Spread } from "./bench-timer.ts";
-
-/** What a piece of work takes, by its definition: operations (a multiply-add counts two), and bytes each moved once. */
-export interface WorkCost {
-  readonly flops: number;
-  readonly bytes: number;
-}
 
 /** The measured ceilings of an adapter: the two lines of a roofline. */
 export interface Ceilings {
@@ -45,7 +40,7 @@ const rounded = (value: number, digits = 4) => Number(value.toPrecision(digits))
 /** What a row says beside its names. */
 export function rates(
   spread: Spread,
-  cost: WorkCost | null,
+  cost: Cost | null,
   ceilings: Ceilings | null,
 ): Pick<BenchRow, "median_ms" | "iqr_ms" | "gflops" | "gbps" | "ceiling_share"> {
   const { median_ms, iqr_ms } = spread;

@@ -2,7 +2,7 @@
 import { type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
 import type { DeviceBuffer } from "./device.ts";
 import type { Engine } from "./model.ts";
-import { dispatch } from "./pipelines.ts";
+import { Recorder } from "./recorder.ts";
 
 /** Work on the GPU that can be run again and again. Disposing it frees its buffers. */
 export interface Timed extends Disposable {
@@ -19,14 +19,11 @@ export interface PreparedKernel extends Timed {
 }
 
 /** Submits what `record` records, and waits. @returns milliseconds */
-export async function timeSubmission(
-  { device }: Engine,
-  record: (encoder: GPUCommandEncoder) => void,
-): Promise<number> {
+export async function timeSubmission({ device }: Engine, record: (recorder: Recorder) => void): Promise<number> {
   const begin = performance.now();
-  const encoder = device.gpu.createCommandEncoder();
-  record(encoder);
-  device.submit(encoder);
+  const recorder = new Recorder(device, "bench");
+  record(recorder);
+  await recorder.submit();
   await device.idle();
   return performance.now() - begin;
 }
@@ -92,10 +89,8 @@ export async function prepareKernel(
       }
     },
     run: (times) =>
-      timeSubmission(engine, (encoder) => {
-        const pass = encoder.beginComputePass();
-        for (let i = 0; i < times; i++) dispatch(device, pass, pipeline, bound, rows);
-        pass.end();
+      timeSubmission(engine, (recorder) => {
+        for (let i = 0; i < times; i++) recorder.dispatch(pipeline, bound, rows);
       }),
     [Symbol.dispose]: () => owned[Symbol.dispose](),
   };
