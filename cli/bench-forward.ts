@@ -7,7 +7,7 @@ import { lengthLimit } from "../engine/decoder.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
 import { addBenchModelOptions, type BenchModelFlags, heldType, withBenchModel } from "./bench-model.ts";
-import { addReportOptions, finishReport, measureCeilings, type ReportFlags, readEarlier } from "./bench-report.ts";
+import { addReportOptions, betweenCeilings, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { loadPlanned, positiveInteger, withEngine } from "./common.ts";
 import { note, stopping } from "./terminal.ts";
 
@@ -40,7 +40,7 @@ export function benchForwardCommand(bench: Command): void {
 }
 
 async function runBenchForward(flags: BenchForwardFlags): Promise<number> {
-  const earlier = await readEarlier(flags);
+  const targets = await openReport(flags);
   const { batch, tokens, fit = false } = flags;
   return withBenchModel(flags, async (files) => {
     const { config } = files.spec;
@@ -59,16 +59,19 @@ async function runBenchForward(flags: BenchForwardFlags): Promise<number> {
     return withEngine(flags, async (engine) => {
       const run = { layers: [layer], output: "pooled", batchTokens: batch * Math.max(8, tokens) } as const;
       await using model = await loadPlanned(engine, files, run);
-      const ceilings = flags.ceilings ? await measureCeilings(engine) : null;
       const options = {
-        ...{ batch, tokens, layer, ceilings, runs: flags.runs, seed: flags.seed, maxSeconds: flags.maxSeconds },
+        ...{ batch, tokens, layer, runs: flags.runs, seed: flags.seed, maxSeconds: flags.maxSeconds },
         dtype: await heldType(files),
         signal: stopping()?.signal,
       };
-      note(`timing  ${batch} x ${tokens} tokens to layer ${layer}`);
-      const row = fit ? null : await benchForward(model, options);
-      const fits = fit ? await benchForwardFits(model, options) : null;
-      const rows: readonly BenchRow[] = fits?.rows ?? (row === null ? [] : [row]);
+      const { result, ceilings } = await betweenCeilings(engine, flags.ceilings, async () => {
+        note(`timing  ${batch} x ${tokens} tokens to layer ${layer}${fit ? ", and other depths and batches" : ""}`);
+        return fit
+          ? { fits: await benchForwardFits(model, options), rows: [] }
+          : { fits: null, rows: [await benchForward(model, options)] };
+      });
+      const { fits } = result;
+      const rows: readonly BenchRow[] = fits?.rows ?? result.rows;
       const line = (what: string, { intercept, slope, r2 }: LinearFit) =>
         `ms = ${intercept.toFixed(2)} + ${slope.toPrecision(4)} x ${what}, r^2 ${r2.toFixed(5)}`;
       const figures = fits && {
@@ -92,7 +95,7 @@ async function runBenchForward(flags: BenchForwardFlags): Promise<number> {
         engine,
         { command: "bench forward", model: files.name, ceilings, rows, notes, figures: figures ?? {} },
         flags,
-        earlier,
+        targets,
       );
     });
   });

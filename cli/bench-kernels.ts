@@ -1,17 +1,17 @@
 /** `stratum bench kernels`: every kernel of a model's blocks, checked against its twin, then timed. */
 import { type Command, Option } from "commander";
-import { benchCases, casesFor, productCase } from "../engine/bench-kernels.ts";
+import { benchCases, casesFor, type KernelBenchOptions, productCase } from "../engine/bench-kernels.ts";
 import { CONFIGURATIONS, readConfiguration } from "../engine/configurations.ts";
 import { randomModel } from "../engine/random-weights.ts";
 import { StratumError } from "../errors.ts";
 import type { WeightType } from "../kernels/kernel.ts";
 import {
   addReportOptions,
+  betweenCeilings,
   finishReport,
-  measureCeilings,
+  openReport,
   parseProduct,
   type ReportFlags,
-  readEarlier,
 } from "./bench-report.ts";
 import { positiveInteger, withEngine } from "./common.ts";
 import { note, startProgress, stopping, warn } from "./terminal.ts";
@@ -69,7 +69,7 @@ async function runBenchKernels(flags: BenchKernelsFlags): Promise<number> {
       "leave --op out, or name a model",
     );
   }
-  const earlier = await readEarlier(flags);
+  const targets = await openReport(flags);
   const config = product === null ? await readConfiguration(shapes) : null;
   const quantised = weight === "int8" || weight === "int4" ? weight : null;
   return withEngine(flags, async (engine) => {
@@ -87,18 +87,18 @@ async function runBenchKernels(flags: BenchKernelsFlags): Promise<number> {
             }),
             { batch, tokens, variants, ...(op === undefined ? {} : { op }) },
           );
-    const ceilings = flags.ceilings ? await measureCeilings(engine) : null;
     const progress = startProgress(cases.length, "cases");
-    const result = await benchCases(engine, cases, {
-      ...(ceilings === null ? {} : { ceilings }),
+    const options: KernelBenchOptions = {
       runs: flags.runs,
       maxSeconds: flags.maxSeconds,
       signal: stopping()?.signal,
       onCase: ({ name, shape, variants: { length } }, done, total) =>
         progress.aside(() => note(`${done + 1}/${total} ${name} ${shape}${length > 1 ? `, ${length} variants` : ""}`)),
       onDone: () => progress.add(1, 0),
-    });
-    progress.stop();
+    };
+    const { result, ceilings } = await betweenCeilings(engine, flags.ceilings, () =>
+      benchCases(engine, cases, options).finally(() => progress.stop()),
+    );
     for (const { name, shape, variant, fault } of result.wrong)
       warn(`wrong   ${name} ${shape} ${variant} is not what its twin gives: ${fault}`);
     if (result.left.length > 0)
@@ -114,7 +114,7 @@ async function runBenchKernels(flags: BenchKernelsFlags): Promise<number> {
         failed: result.wrong.length > 0,
       },
       flags,
-      earlier,
+      targets,
     );
   });
 }

@@ -14,7 +14,7 @@ import type { Model } from "../engine/hidden-states.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { StratumError } from "../errors.ts";
 import { addBenchModelOptions, type BenchModelFlags, heldType, withBenchModel } from "./bench-model.ts";
-import { addReportOptions, finishReport, measureCeilings, type ReportFlags, readEarlier } from "./bench-report.ts";
+import { addReportOptions, betweenCeilings, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { loadPlanned, positiveInteger, withEngine } from "./common.ts";
 import { startProgress, stopping } from "./terminal.ts";
 
@@ -134,7 +134,7 @@ function declare(command: Command, bench: ListBench, layer: string): void {
 }
 
 async function runBenchList(flags: BenchListFlags, bench: ListBench): Promise<number> {
-  const earlier = await readEarlier(flags);
+  const targets = await openReport(flags);
   return withBenchModel(flags, async (files) => {
     const { config } = files.spec;
     const layer = resolveLayer(flags.layer, config.layers);
@@ -157,21 +157,19 @@ async function runBenchList(flags: BenchListFlags, bench: ListBench): Promise<nu
         { layers: [depth], output: "scores", batchTokens: bench.budget(sizes) },
         { workspaces: bench.workspaces(layer) },
       );
-      const ceilings = flags.ceilings ? await measureCeilings(engine) : null;
-      const progress = startProgress(runs + 1, "rounds");
-      let rows: BenchRow[];
-      try {
-        rows = await bench.run(model, {
-          ...{ ...sizes, layer, runs, seed, maxSeconds, ceilings },
-          dtype: await heldType(files),
-          signal: stopping()?.signal,
-          onRound: () => progress.add(1, 0),
-        });
-      } finally {
-        progress.stop();
-      }
+      const dtype = await heldType(files);
+      const { result: rows, ceilings } = await betweenCeilings(engine, flags.ceilings, async () => {
+        const progress = startProgress(runs + 1, "rounds");
+        const signal = stopping()?.signal;
+        const onRound = () => progress.add(1, 0);
+        try {
+          return await bench.run(model, { ...sizes, layer, runs, seed, maxSeconds, dtype, signal, onRound });
+        } finally {
+          progress.stop();
+        }
+      });
       const report = { command: bench.name, model: files.name, ceilings, rows, ...bench.judge(rows, layer) };
-      return finishReport(engine, report, flags, earlier);
+      return finishReport(engine, report, flags, targets);
     });
   });
 }

@@ -1,7 +1,7 @@
 /** `stratum bench peak`: what the adapter can do at most, measured. */
 import type { Command } from "commander";
 import { measurePeak } from "../engine/bench-peak.ts";
-import { addReportOptions, finishReport, type ReportFlags, readEarlier } from "./bench-report.ts";
+import { addReportOptions, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { withEngine } from "./common.ts";
 import { note, stopping } from "./terminal.ts";
 
@@ -17,7 +17,7 @@ export function benchPeakCommand(bench: Command): void {
 }
 
 async function runBenchPeak(flags: ReportFlags): Promise<number> {
-  const earlier = await readEarlier(flags);
+  const targets = await openReport(flags);
   return withEngine(flags, async (engine) => {
     note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
     const peak = await measurePeak(engine, {
@@ -38,6 +38,6 @@ async function runBenchPeak(flags: ReportFlags): Promise<number> {
         texture_gloads: textureGloads,
       },
     };
-    return finishReport(engine, { command: "bench peak", ceilings: peak, rows, figures }, flags, earlier);
+    return finishReport(engine, { command: "bench peak", ceilings: peak, rows, figures }, flags, targets);
   });
 }

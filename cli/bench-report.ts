@@ -1,17 +1,20 @@
 /** What every benchmark prints: its rows as a table or JSON, the comparison with an earlier run, the page. */
 import { readFile } from "node:fs/promises";
 import { cpus } from "node:os";
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import { z } from "zod";
 import { type ComparedRow, compareRows } from "../engine/bench-compare.ts";
-import { measurePeak, type Peak } from "../engine/bench-peak.ts";
-import type { BenchRow, Ceilings } from "../engine/bench-row.ts";
+import { measurePeak } from "../engine/bench-peak.ts";
+import { type BenchRow, type Ceilings, withCeilings } from "../engine/bench-row.ts";
 import type { Engine } from "../engine/model.ts";
 import { messageOf, StratumError } from "../errors.ts";
+import { benchPage } from "./bench-page.ts";
+import { NUMBER_COLUMNS, type ReportDocument, ROW_HEADER, rowCells, shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, packageVersion, positiveInteger } from "./common.ts";
 import { formatTable } from "./format.ts";
 import { number } from "./numbers.ts";
-import { EXIT, note, writeStdout } from "./terminal.ts";
+import { type LineOutput, openOutput } from "./output.ts";
+import { EXIT, note, stopping, writeStdout } from "./terminal.ts";
 
 export interface ReportFlags extends CommonOptions {
   readonly runs: number;
@@ -53,18 +56,6 @@ export interface Report {
   readonly failed?: boolean;
 }
 
-/** What `--json` prints. */
-export interface ReportDocument {
-  readonly command: string;
-  readonly adapter: string;
-  readonly machine: string;
-  readonly node: string;
-  readonly version: string;
-  readonly model?: string;
-  readonly ceilings: Ceilings | null;
-  readonly rows: readonly BenchRow[];
-}
-
 const EarlierRun = z.object({
   adapter: z.string(),
   rows: z.array(
@@ -81,12 +72,24 @@ const EarlierRun = z.object({
 
 type Earlier = z.infer<typeof EarlierRun>;
 
+/** What a report needs beside its rows, made sure of before anything is timed. */
+export interface ReportTargets {
+  readonly earlier: Earlier | null;
+  readonly page: LineOutput | null;
+}
+
 /**
- * Reads an earlier run, before anything is timed.
- * @throws {StratumError} `usage/compare`
+ * Reads the earlier run and opens the page.
+ * @throws {StratumError} `usage/compare`, `usage/output`
  */
-export async function readEarlier({ compare: path }: ReportFlags): Promise<Earlier | null> {
-  if (path === undefined) return null;
+export async function openReport({ compare, html }: ReportFlags): Promise<ReportTargets> {
+  return {
+    earlier: compare === undefined ? null : await readEarlier(compare),
+    page: html === undefined ? null : await openOutput(html),
+  };
+}
+
+async function readEarlier(path: string): Promise<Earlier> {
   const fix = "give --compare a file that `stratum bench ... --json > FILE` wrote";
   let parsed: unknown;
   try {
@@ -105,20 +108,44 @@ export async function readEarlier({ compare: path }: ReportFlags): Promise<Earli
 }
 
 /** The two ceilings that shares are told of, with progress on stderr. */
-export async function measureCeilings(engine: Engine): Promise<Peak> {
+async function measureCeilings(engine: Engine): Promise<Ceilings> {
   note("measuring the adapter's ceilings (fma, memory)");
-  const peak = await measurePeak(engine, { only: "roofline", runs: 3, maxSeconds: 20 });
+  const peak = await measurePeak(engine, { only: "roofline", runs: 3, maxSeconds: 15, signal: stopping()?.signal });
   note(`        ${peak.gflops} GFLOP/s in registers, ${peak.gbps} GB/s of memory`);
   return peak;
 }
 
-/** `RxKxN` as numbers; null for anything else. */
+/**
+ * Runs a benchmark between two measurements of the ceilings, of which the higher counts: whatever else the machine did
+ * during one of them must not flatter the rows.
+ * @param wanted false: no ceilings are measured
+ */
+export async function betweenCeilings<T>(
+  engine: Engine,
+  wanted: boolean,
+  work: () => Promise<T>,
+): Promise<{ readonly result: T; readonly ceilings: Ceilings | null }> {
+  if (!wanted) return { result: await work(), ceilings: null };
+  const before = await measureCeilings(engine);
+  const result = await work();
+  const after = await measureCeilings(engine);
+  return {
+    result,
+    ceilings: { gflops: Math.max(before.gflops, after.gflops), gbps: Math.max(before.gbps, after.gbps) },
+  };
+}
+
+/** `RxKxN` as numbers; null for anything else. @throws {StratumError} `usage/shapes` for sizes that no product has */
 export function parseProduct(text: string): readonly [number, number, number] | null {
   const found = /^(\d+)x(\d+)x(\d+)$/.exec(text.trim());
   if (found === null) return null;
   const sizes = found.slice(1).map(Number);
   if (sizes.some((size) => size < 1 || size > 2 ** 24)) {
-    throw new InvalidArgumentError("rows, inner size and columns are whole numbers from 1 to 16777216.");
+    throw new StratumError(
+      "usage/shapes",
+      `the product ${text} cannot be timed`,
+      "give rows, inner size and columns as whole numbers from 1 to 16777216",
+    );
   }
   const [rows, k, n] = sizes;
   return [rows, k, n];
@@ -128,42 +155,6 @@ export function parseProduct(text: string): readonly [number, number, number] | 
 export function machineName(): string {
   return `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
 }
-
-const HEADER = ["", "shape", "dtype", "variant", "median ms", "iqr ms", "GFLOP/s", "GB/s", "of ceiling"];
-const RIGHT = [4, 5, 6, 7, 8];
-
-/** A number of about four digits. */
-export function shortNumber(value: number | null | undefined): string {
-  if (value == null) return "-";
-  return value >= 100
-    ? value.toFixed(0)
-    : value >= 10
-      ? value.toFixed(1)
-      : value >= 0.1
-        ? value.toFixed(2)
-        : value.toPrecision(2);
-}
-
-function share(value: number | null): string {
-  return value === null ? "-" : `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}%`;
-}
-
-/** The cells of a row, as the table and the page show them. */
-export function rowCells(row: BenchRow): string[] {
-  return [
-    row.name,
-    row.shape,
-    row.dtype,
-    row.variant,
-    shortNumber(row.median_ms),
-    shortNumber(row.iqr_ms),
-    shortNumber(row.gflops),
-    shortNumber(row.gbps),
-    row.gloads === undefined ? share(row.ceiling_share) : `${shortNumber(row.gloads)} G loads/s`,
-  ];
-}
-
-export const ROW_HEADER: readonly string[] = HEADER;
 
 /** One line a row that is slower, faster, new or gone. @returns the lines, and whether any is slower */
 export function compareReport(
@@ -197,9 +188,10 @@ export async function finishReport(
   engine: Engine,
   report: Report,
   flags: ReportFlags,
-  earlier: Earlier | null,
+  { earlier, page }: ReportTargets,
 ): Promise<number> {
-  const { command, model, ceilings, rows, figures = {}, notes = [], failed = false } = report;
+  const { command, model, ceilings, figures = {}, notes = [], failed = false } = report;
+  const rows = ceilings === null ? report.rows : withCeilings(report.rows, ceilings);
   const document: ReportDocument = {
     command,
     adapter: engine.device.info.name,
@@ -210,6 +202,11 @@ export async function finishReport(
     ceilings: ceilings === null ? null : { gflops: ceilings.gflops, gbps: ceilings.gbps },
     rows,
   };
+  if (page !== null) {
+    await page.write(benchPage(document));
+    await page.finish();
+    note(`page    ${flags.html}`);
+  }
   const comparison = earlier === null ? null : compareReport(earlier, document.adapter, rows);
   if (flags.json) {
     await writeStdout(`${JSON.stringify({ ...document, ...figures })}\n`);
@@ -218,7 +215,7 @@ export async function finishReport(
     const where = `on ${document.adapter}, ${document.machine}, Node ${document.node}`;
     note("");
     await writeStdout(
-      `${[formatTable(HEADER, rows.map(rowCells), RIGHT), "", ...notes, ...(comparison?.lines ?? []), where].join("\n")}\n`,
+      `${[formatTable(ROW_HEADER, rows.map(rowCells), NUMBER_COLUMNS), "", ...notes, ...(comparison?.lines ?? []), where].join("\n")}\n`,
     );
   }
   return failed || comparison?.slower ? EXIT.someFailed : EXIT.ok;

@@ -47,7 +47,7 @@ export function rates(
   if (cost === null) return { median_ms, iqr_ms, gflops: null, gbps: null, ceiling_share: null };
   const gflops = cost.flops / median_ms / 1e6;
   const gbps = cost.bytes / median_ms / 1e6;
-  const share = ceilings === null ? null : Math.max(gflops / ceilings.gflops, gbps / ceilings.gbps);
+  const share = ceilings === null ? null : shareOf(gflops, gbps, ceilings);
   return {
     median_ms,
     iqr_ms,
@@ -55,4 +55,17 @@ export function rates(
     gbps: cost.bytes > 0 ? rounded(gbps) : null,
     ceiling_share: share === null ? null : rounded(share, 3),
   };
+}
+
+function shareOf(gflops: number, gbps: number, ceilings: Ceilings): number {
+  return Math.max(gflops / ceilings.gflops, gbps / ceilings.gbps);
+}
+
+/** Rows with the shares that ceilings give them, which were measured later. */
+export function withCeilings(rows: readonly BenchRow[], ceilings: Ceilings): BenchRow[] {
+  return rows.map((row) => {
+    const { gflops, gbps } = row;
+    if (gflops === null && gbps === null) return row;
+    return { ...row, ceiling_share: rounded(shareOf(gflops ?? 0, gbps ?? 0, ceilings), 3) };
+  });
 }
