@@ -56,16 +56,20 @@ function plot(points: readonly Point[], ceilings: Ceilings | null): string {
     [Math.min(...intensities, ...knee) / 3, Math.max(...intensities, ...knee) * 3],
     [MARGIN.left, WIDTH - MARGIN.right],
   );
-  const y = scaleLog([Math.min(...speeds) / 3, Math.max(...speeds, ...top) * 2], [HEIGHT - MARGIN.bottom, MARGIN.top]);
+  const slope = ceilings === null ? [] : [x.domain()[0] * ceilings.gbps];
+  const y = scaleLog(
+    [Math.min(...speeds.map((speed) => speed / 3), ...slope), Math.max(...speeds, ...top) * 2],
+    [HEIGHT - MARGIN.bottom, MARGIN.top],
+  );
   const at = (value: number) => value.toFixed(1);
   const grid = [
     ...powersOfTen(x.ticks()).map(
       (tick) =>
-        `<line x1="${at(x(tick))}" x2="${at(x(tick))}" y1="${MARGIN.top}" y2="${HEIGHT - MARGIN.bottom}"/><text x="${at(x(tick))}" y="${HEIGHT - MARGIN.bottom + 20}" text-anchor="middle">${shortNumber(tick)}</text>`,
+        `<line x1="${at(x(tick))}" x2="${at(x(tick))}" y1="${MARGIN.top}" y2="${HEIGHT - MARGIN.bottom}"/><text x="${at(x(tick))}" y="${HEIGHT - MARGIN.bottom + 20}" text-anchor="middle">${tick}</text>`,
     ),
     ...powersOfTen(y.ticks()).map(
       (tick) =>
-        `<line x1="${MARGIN.left}" x2="${WIDTH - MARGIN.right}" y1="${at(y(tick))}" y2="${at(y(tick))}"/><text x="${MARGIN.left - 10}" y="${at(y(tick) + 4)}" text-anchor="end">${shortNumber(tick)}</text>`,
+        `<line x1="${MARGIN.left}" x2="${WIDTH - MARGIN.right}" y1="${at(y(tick))}" y2="${at(y(tick))}"/><text x="${MARGIN.left - 10}" y="${at(y(tick) + 4)}" text-anchor="end">${tick}</text>`,
     ),
   ];
   const series = [...new Set(points.map((point) => point.series))];
@@ -81,7 +85,7 @@ function plot(points: readonly Point[], ceilings: Ceilings | null): string {
 <g class="grid" aria-hidden="true">
 ${grid.join("\n")}
 </g>
-${ceilings === null ? "" : roof(x.domain(), ceilings, (intensity, gflops) => `${at(x(intensity))},${at(Math.min(HEIGHT - MARGIN.bottom, y(gflops)))}`, [x(x.domain()[1]), y(ceilings.gflops)])}
+${ceilings === null ? "" : roof(x.domain(), ceilings, (intensity, gflops) => `${at(x(intensity))},${at(y(gflops))}`, [x(x.domain()[1]), y(ceilings.gflops)])}
 ${marks.join("\n")}
 <text class="axis" x="${(WIDTH + MARGIN.left - MARGIN.right) / 2}" y="${HEIGHT - 10}" text-anchor="middle">operations a byte</text>
 <text class="axis" transform="translate(18 ${HEIGHT / 2}) rotate(-90)" text-anchor="middle">GFLOP/s</text>
