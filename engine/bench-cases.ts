@@ -20,6 +20,7 @@ import { matmulBenchCases } from "./bench-cases-matmul.ts";
 import { sampleAll, sampleAttention, type TwinBuffers } from "./bench-check.ts";
 import { NORM_ROLES } from "./decoder.ts";
 import type { DeviceLimits } from "./device.ts";
+import { DISPATCH_FLOPS, rowsPerDispatch } from "./dispatch-size.ts";
 import type { ModelFiles } from "./model-files.ts";
 
 function normBenchCases({ spec }: ModelFiles, target: Target, rows: number, choice: VariantChoice): BenchCase[] {
@@ -199,8 +200,10 @@ export async function modelBenchCases(
   choice: VariantChoice,
 ): Promise<BenchCase[]> {
   const rows = shape.batch * shape.tokens;
+  // As the forward pass cuts them: what takes long goes in several dispatches.
+  const products = Math.min(rows, rowsPerDispatch(files.spec.config, DISPATCH_FLOPS));
   return [
-    ...(await matmulBenchCases(files, target, limits, rows, choice)),
+    ...(await matmulBenchCases(files, target, limits, products, choice)),
     ...attentionBenchCases(files, target, shape, choice),
     ...normBenchCases(files, target, rows, choice),
     ...ropeBenchCases(files, shape),

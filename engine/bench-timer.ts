@@ -98,9 +98,12 @@ export async function prepareKernel(
 
 const MOST_TIMES = 4096;
 
+/** A first run of so many times what is asked for is no matter of compilation: a second would tell nothing. */
+const CLEARLY = 20;
+
 /** How many runs in a row take at least `minMs`; the first, which pays for compilation, is not counted. */
 export async function timesFor(timed: Timed, minMs: number): Promise<number> {
-  await timed.run(1);
+  if ((await timed.run(1)) >= CLEARLY * minMs) return 1;
   let times = 1;
   let spent = await timed.run(times);
   while (spent < minMs && times < MOST_TIMES) {
