@@ -8,7 +8,13 @@
 
 export { type AdapterChoice, type AdapterTrial, openAdapter } from "./engine/adapter.ts";
 export { type Batch, type PackedSequence, packBatches, type SequenceGroup } from "./engine/batch.ts";
-export { type BenchRow, benchDepth, benchRank } from "./engine/bench.ts";
+export { benchDepth, benchRank } from "./engine/bench.ts";
+export { compareRows, type RowComparison } from "./engine/bench-compare.ts";
+export { benchForward, benchForwardFits, type ForwardFits } from "./engine/bench-forward.ts";
+export { benchCases, casesFor, type KernelBench } from "./engine/bench-kernels.ts";
+export { measurePeak, type Peak, type PeakOptions } from "./engine/bench-peak.ts";
+export type { BenchRow, Ceilings } from "./engine/bench-row.ts";
+export { CONFIGURATIONS, readConfiguration } from "./engine/configurations.ts";
 export {
   type BlockSpec,
   type DecoderConfig,
@@ -33,7 +39,7 @@ export { type ModelFiles, openModelFiles } from "./engine/model-files.ts";
 export type { RunRequest } from "./engine/plan.ts";
 export { planRun, type RunOutput, type RunPlan, type RunPooling } from "./engine/plan.ts";
 export { type QuantiseRow, quantiseReport } from "./engine/quantise-report.ts";
-export { randomWeights } from "./engine/random-weights.ts";
+export { randomModel, randomWeights } from "./engine/random-weights.ts";
 export { type Cosines, createRunner, type Runner, type SequencePair } from "./engine/runner.ts";
 export { type CheckResult, selfCheck } from "./engine/self-check.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";

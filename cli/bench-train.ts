@@ -1,7 +1,10 @@
 /** `stratum bench train`: training steps on random features, against the matmul of the same run. */
 import { cpus } from "node:os";
 import type { Command } from "commander";
+import { rates } from "../engine/bench-row.ts";
+import { spreadOf } from "../engine/bench-timer.ts";
 import { benchTrain } from "../scorer/bench.ts";
+import { shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, positiveInteger, withEngine } from "./common.ts";
 import { formatBytes, formatCount, formatSeconds, formatTable } from "./format.ts";
 import { byteCount } from "./numbers.ts";
@@ -67,8 +70,8 @@ async function runBenchTrain(flags: BenchTrainFlags): Promise<number> {
     const epoch = (stepMs * result.stepsPerEpoch) / 1000;
     const machine = `${cpus().length} x ${cpus()[0]?.model.trim() ?? "unknown CPU"}`;
     const row = (name: string, shape: string, flops: number, times: readonly number[]) => ({
-      ...{ name, shape, median_ms: Number(median(times).toFixed(3)), gflop: Number((flops / 1e9).toFixed(4)) },
-      ...{ gflops: Number(rate(flops, median(times)).toFixed(3)), runs: times.length },
+      ...{ name, shape, dtype: "f32", variant: "default", runs: times.length, gflop: Number((flops / 1e9).toFixed(4)) },
+      ...rates(spreadOf(times), { flops, bytes: 0 }, null),
     });
     const rows = [
       row("training step", `${batchLists} lists of ${candidates}, ${dim} to ${width}`, result.stepFlops, result.stepMs),
@@ -88,7 +91,7 @@ async function runBenchTrain(flags: BenchTrainFlags): Promise<number> {
         each.shape,
         each.median_ms.toFixed(1),
         each.gflop.toFixed(3),
-        each.gflops.toFixed(2),
+        shortNumber(each.gflops),
         String(each.runs),
       ]),
       [2, 3, 4, 5],

@@ -21,7 +21,7 @@ const LIMITS = [
 
 export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
 
-/** Features that are told of; the kernels use the first. */
+/** Features that are told of; the kernels use the first, and `bench peak` the second. */
 const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
 export type DeviceFeature = (typeof FEATURES)[number];
 
@@ -279,7 +279,7 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
   let gpu: GPUDevice;
   try {
     gpu = await adapter.requestDevice({
-      requiredFeatures: features.filter((feature) => feature === "subgroups"),
+      requiredFeatures: features.filter((feature) => feature === "subgroups" || feature === "shader-f16"),
       requiredLimits: limits,
     });
   } catch (cause) {

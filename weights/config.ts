@@ -30,12 +30,12 @@ export const tokenId = z.int().min(-1).max(MAX_INDEX);
 export const positions = size(MAX_INDEX);
 
 /**
- * Reads `config.json` of a model folder.
+ * Reads `config.json` of a model folder, or a file of that kind whose name ends in `.json`.
  * @throws {StratumError} `config/missing`, `config/bad-json` (also for more than 10 MB), `file/unreadable`;
  *   `model/not-a-directory`, and `model/no-weights` for a folder without it that holds weights of another format alone
  */
 export async function readConfigFile(directory: string): Promise<ConfigFile> {
-  const path = join(directory, "config.json");
+  const path = directory.endsWith(".json") ? directory : join(directory, "config.json");
   const config = await readJsonFile(path, {
     what: `the model's config.json (in ${directory})`,
     maxBytes: MAX_CONFIG_BYTES,
