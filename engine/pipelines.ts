@@ -83,29 +83,54 @@ export type BoundBuffer =
   | { readonly buffer: DeviceBuffer; readonly offset: number; readonly size: number };
 
 /**
- * The bind group of a pipeline.
+ * Bind groups, by the buffer that they write: making one costs several times what recording its dispatch does. They live
+ * as long as that buffer's object. Another buffer of theirs may be destroyed before it; its group is then never asked for.
+ */
+const groups = new WeakMap<DeviceBuffer, Map<string, GPUBindGroup>>();
+
+const numbers = new WeakMap<object, number>();
+let lastNumber = 0;
+/** Tells an object from every other. */
+function numberOf(object: object): number {
+  const known = numbers.get(object);
+  if (known !== undefined) return known;
+  numbers.set(object, ++lastNumber);
+  return lastNumber;
+}
+
+/**
+ * The bind group of a pipeline; the same for the same buffers.
  * @param bound by binding name; every binding of the kernel must be there
  * @throws {StratumError} `kernel/binding`
  */
-export function bind(
-  device: Device,
-  { kernel, layout }: Pipeline,
-  bound: Readonly<Record<string, BoundBuffer>>,
-): GPUBindGroup {
-  const entries = kernel.bindings.map(({ name }, binding): GPUBindGroupEntry => {
-    const buffer = bound[name];
-    if (buffer === undefined) {
+export function bind(device: Device, pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>): GPUBindGroup {
+  const { kernel, layout } = pipeline;
+  let key = String(numberOf(pipeline));
+  let written: DeviceBuffer | undefined;
+  for (const { name, access } of kernel.bindings) {
+    const part = bound[name];
+    if (part === undefined) {
       throw new StratumError(
         "kernel/binding",
         `kernel ${kernel.key}: nothing bound to '${name}'`,
         "this is a defect of Stratum: please report it",
       );
     }
+    const buffer = "gpu" in part ? part : part.buffer;
+    key += "gpu" in part ? ` ${numberOf(part)}` : ` ${numberOf(buffer)},${part.offset},${part.size}`;
+    if (access === "read_write") written = buffer;
+  }
+  const known = written && groups.get(written);
+  const made = known?.get(key);
+  if (made !== undefined) return made;
+  const entries = kernel.bindings.map(({ name }, binding): GPUBindGroupEntry => {
+    const part = bound[name];
     const resource =
-      "gpu" in buffer
-        ? { buffer: buffer.gpu }
-        : { buffer: buffer.buffer.gpu, offset: buffer.offset, size: buffer.size };
+      "gpu" in part ? { buffer: part.gpu } : { buffer: part.buffer.gpu, offset: part.offset, size: part.size };
     return { binding, resource };
   });
-  return device.gpu.createBindGroup({ layout, entries });
+  const group = device.gpu.createBindGroup({ layout, entries });
+  if (known !== undefined) known.set(key, group);
+  else if (written !== undefined) groups.set(written, new Map([[key, group]]));
+  return group;
 }
