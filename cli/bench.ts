@@ -28,6 +28,7 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { formatTable } from "./format.ts";
+import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, startProgress, writeStdout } from "./terminal.ts";
 
 interface BenchFlags extends CommonOptions {
@@ -80,7 +81,7 @@ export function benchCommand(program: Command): void {
       .option("--runs <n>", "counted runs of each side", positiveInteger, 7)
       .option("--seed <n>", "seed of the random tokens", positiveInteger, 1)
       .addHelpText("after", EXAMPLES);
-    addCommonOptions(command, "JSON on stdout").action(async (flags: BenchFlags) => {
+    addProfileOptions(addCommonOptions(command, "JSON on stdout")).action(async (flags: BenchFlags) => {
       process.exitCode = await runBench(flags, run, judge, held);
     });
   };

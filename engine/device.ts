@@ -5,6 +5,7 @@
  */
 import { StratumError } from "../errors.ts";
 import { type AdapterChoice, type AdapterTrial, adapterName, openAdapter } from "./adapter.ts";
+import { type ProfileClock, Profiler } from "./profiler.ts";
 
 /** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
 const LIMITS = [
@@ -58,15 +59,18 @@ const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: 
 export class Device {
   readonly gpu: GPUDevice;
   readonly info: DeviceInfo;
+  /** What measures it, from its opening on; null: nothing does. */
+  readonly profiler: Profiler | null;
   readonly #instance: GPU;
   readonly #buffers = new Set<DeviceBuffer>();
   #failure: StratumError | undefined;
   #disposed = false;
 
-  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo) {
+  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, clock?: ProfileClock) {
     this.gpu = gpu;
     this.#instance = instance;
     this.info = info;
+    this.profiler = clock === undefined ? null : new Profiler(gpu, clock);
     gpu.addEventListener("uncapturederror", (event) => {
       // Dawn prints what nobody claims.
       event.preventDefault();
@@ -135,10 +139,17 @@ export class Device {
     return buffer;
   }
 
+  /** Runs a step of the host; where the device is profiled, as a span of that name. */
+  span<T>(name: string, step: () => T): T {
+    return this.profiler === null ? step() : this.profiler.span(name, step);
+  }
+
   /** Writes bytes at an offset (both multiples of 4). */
   write(buffer: DeviceBuffer, data: ArrayBufferView<ArrayBuffer>, offset = 0): void {
     this.check();
-    this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength);
+    this.span("upload", () =>
+      this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength),
+    );
   }
 
   submit(encoder: GPUCommandEncoder): void {
@@ -148,7 +159,7 @@ export class Device {
 
   /** Waits until everything submitted is done. */
   async idle(): Promise<void> {
-    await this.gpu.queue.onSubmittedWorkDone();
+    await this.span("wait", () => this.gpu.queue.onSubmittedWorkDone());
     this.check();
   }
 
@@ -163,7 +174,7 @@ export class Device {
     encoder.copyBufferToBuffer(source.gpu, 0, staging.gpu, 0, size);
     this.submit(encoder);
     try {
-      await staging.gpu.mapAsync(0x01, 0, size);
+      await this.span("read back", () => staging.gpu.mapAsync(0x01, 0, size));
     } catch (cause) {
       await this.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
       this.check();
@@ -184,6 +195,7 @@ export class Device {
   [Symbol.dispose](): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.profiler?.[Symbol.dispose]();
     for (const buffer of this.#buffers) buffer.gpu.destroy();
     this.#buffers.clear();
     this.gpu.destroy();
@@ -212,21 +224,36 @@ function fromGpuError(error: GPUError): StratumError {
   );
 }
 
+/** Whether a device is profiled, and by which clock: `auto` takes the GPU's where the adapter has timestamps. */
+export type ProfileChoice = "off" | "auto" | ProfileClock;
+
 /**
  * Opens the device of the adapter that `choice` names.
+ * @param profile default `off`
  * @throws {StratumError} `adapter/none`, `device/request-failed`
  */
-export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device> {
-  const { adapter, instance, source, trials } = await openAdapter(choice);
+export async function openDevice(choice: AdapterChoice = "auto", profile: ProfileChoice = "off"): Promise<Device> {
+  const { adapter, instance, source, trials } = await openAdapter(choice, profile !== "off");
   const features = FEATURES.filter((feature) => adapter.features.has(feature));
   const limits = Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]])) as DeviceLimits;
   const { info } = adapter;
   // Kernels that broadcast within a subgroup are written for one size; an adapter that may choose another gets the others.
   const fixed = features.includes("subgroups") && info.subgroupMinSize === info.subgroupMaxSize;
+  const timed = features.includes("timestamp-query");
+  if (profile === "gpu" && !timed) {
+    throw new StratumError(
+      "usage/profile-clock",
+      `${adapterName(info)} has no timestamps`,
+      "profile by the clock 'host', or 'auto'",
+    );
+  }
+  const clock = profile === "auto" ? (timed ? "gpu" : "host") : profile;
   let gpu: GPUDevice;
   try {
     gpu = await adapter.requestDevice({
-      requiredFeatures: features.filter((feature) => feature === "subgroups"),
+      requiredFeatures: features.filter(
+        (feature) => feature === "subgroups" || (feature === "timestamp-query" && clock === "gpu"),
+      ),
       requiredLimits: limits,
     });
   } catch (cause) {
@@ -237,7 +264,7 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
       cause,
     );
   }
-  return new Device(gpu, instance, {
+  const told: DeviceInfo = {
     name: adapterName(info),
     vendor: info.vendor,
     architecture: info.architecture,
@@ -247,5 +274,6 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
     features,
     limits,
     subgroupSize: fixed ? (info.subgroupMinSize ?? 0) : 0,
-  });
+  };
+  return new Device(gpu, instance, told, clock === "off" ? undefined : clock);
 }

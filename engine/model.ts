@@ -15,7 +15,7 @@ import {
   type NormRole,
   tensorsTo,
 } from "./decoder.ts";
-import { type Device, type DeviceBuffer, openDevice } from "./device.ts";
+import { type Device, type DeviceBuffer, openDevice, type ProfileChoice } from "./device.ts";
 import { type Embedding, openEmbedding } from "./embedding.ts";
 import { Pipelines } from "./pipelines.ts";
 import { checkPlan, type PlannedBuffer } from "./planned-buffer.ts";
@@ -43,10 +43,13 @@ export interface Engine extends Disposable {
 /**
  * Opens the GPU.
  * @param options.adapter `auto` (default), `system`, `embedded`, or a part of an adapter's name
+ * @param options.profile measures everything: see `profileReport`; default `off`
  * @throws {StratumError} `adapter/none`, `device/request-failed`
  */
-export async function createEngine(options: { readonly adapter?: AdapterChoice } = {}): Promise<Engine> {
-  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto");
+export async function createEngine(
+  options: { readonly adapter?: AdapterChoice; readonly profile?: ProfileChoice } = {},
+): Promise<Engine> {
+  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options.profile);
   return {
     device,
     pipelines: new Pipelines(device),

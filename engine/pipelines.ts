@@ -28,7 +28,7 @@ export class Pipelines {
   get(kernel: Kernel): Promise<Pipeline> {
     const made = this.#made.get(kernel.key);
     if (made) return made;
-    const making = compile(this.#device, kernel);
+    const making = this.#device.span(`compile ${kernel.name}`, () => compile(this.#device, kernel));
     this.#made.set(kernel.key, making);
     return making;
   }

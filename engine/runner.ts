@@ -170,7 +170,8 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
         "pack batches by the runner's budget",
       );
     const positions = Uint32Array.from({ length: rows }, (_, row) => batch.spans[row * 4 + 3]);
-    device.write(workspace.x, await model.embedding.rows(batch.ids, positions));
+    const states = await device.span("embed", () => model.embedding.rows(batch.ids, positions));
+    device.write(workspace.x, states);
     device.write(workspace.spans, batch.spans as Uint32Array<ArrayBuffer>);
     if (tables.length > 0) device.write(workspace.turns, turnRows(batch, budget, packing.longFrom));
     const tiles = attentionTiles(batch.spans, rows, kernels.tileRows);
