@@ -8,6 +8,7 @@ import { shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, positiveInteger, withEngine } from "./common.ts";
 import { formatBytes, formatCount, formatSeconds, formatTable } from "./format.ts";
 import { byteCount } from "./numbers.ts";
+import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, startProgress, writeStdout } from "./terminal.ts";
 
 interface BenchTrainFlags extends CommonOptions {
@@ -37,7 +38,7 @@ export function benchTrainCommand(bench: Command): void {
     .option("--runs <n>", "counted runs", positiveInteger, 5)
     .option("--gpu-memory <bytes>", "features up to so many bytes stay on the GPU", byteCount, 2 * 2 ** 30)
     .addHelpText("after", "\nExample:\n  $ stratum bench train --dim 2048 --lists 1000");
-  addCommonOptions(command, "JSON on stdout").action(async (flags: BenchTrainFlags) => {
+  addProfileOptions(addCommonOptions(command, "JSON on stdout")).action(async (flags: BenchTrainFlags) => {
     process.exitCode = await runBenchTrain(flags);
   });
 }

@@ -16,9 +16,10 @@ import { messageOf, StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
+import { addProfileOptions, type ProfileFlags, profileChoice, tellProfile } from "./profile.ts";
 import { note, setQuiet, stopping } from "./terminal.ts";
 
-export interface CommonOptions {
+export interface CommonOptions extends ProfileFlags {
   readonly adapter?: string;
   readonly quiet?: boolean;
   readonly verbose?: boolean;
@@ -77,7 +78,7 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
     )
     .addOption(weightsOption())
     .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
-  return addCommonOptions(command, jsonHelp);
+  return addProfileOptions(addCommonOptions(command, jsonHelp));
 }
 
 /** How the matrices are held. */
@@ -138,10 +139,15 @@ export function modelDirectory(model: string | undefined): string {
   return demoModel();
 }
 
-/** Runs `use` with a device, which is freed whatever happens. */
+/** Runs `use` with a device, which is freed whatever happens; tells what `--profile` asks for. */
 export async function withEngine<T>(options: CommonOptions, use: (engine: Engine) => Promise<T>): Promise<T> {
-  using engine = await createEngine(options.adapter === undefined ? {} : { adapter: options.adapter });
-  return await use(engine);
+  const profile = profileChoice(options);
+  using engine = await createEngine(
+    options.adapter === undefined ? { profile } : { adapter: options.adapter, profile },
+  );
+  const result = await use(engine);
+  await tellProfile(engine.device, options);
+  return result;
 }
 
 /** Says which tensors of a checkpoint no decoder reads. */

@@ -28,6 +28,7 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { formatCount, formatSeconds, formatTable, plainText } from "./format.ts";
+import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, startProgress, startTrainProgress, stopSignal, styled, warn, writeStdout } from "./terminal.ts";
 
 interface DemoFlags extends CommonOptions {
@@ -57,9 +58,11 @@ export function demoCommand(program: Command): void {
     .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "60%")
     .option("--all", "show every list whole")
     .addHelpText("after", "\nExample:\n  $ stratum demo --layer 2 --all");
-  addCommonOptions(command, "the summary as JSON on stdout instead of the picture").action(async (flags: DemoFlags) => {
-    process.exitCode = await runDemo(flags);
-  });
+  addProfileOptions(addCommonOptions(command, "the summary as JSON on stdout instead of the picture")).action(
+    async (flags: DemoFlags) => {
+      process.exitCode = await runDemo(flags);
+    },
+  );
 }
 
 /** Whether a candidate is labelled safe. */

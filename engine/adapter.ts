@@ -51,8 +51,10 @@ process.exit(0);
 `;
 
 /** Dawn's options: on Linux only Vulkan serves compute, and asking for it alone spares the probing of GL. */
-function dawnOptions(name?: string): string[] {
+function dawnOptions(name?: string, timed = false): string[] {
   const options = process.platform === "linux" ? ["backend=vulkan"] : [];
+  // Dawn rounds timestamps to some 65 us, as browsers must: longer than many a kernel.
+  if (timed) options.push("disable-dawn-features=timestamp_quantization");
   return name === undefined ? options : [...options, `adapter=${name}`];
 }
 
@@ -118,10 +120,11 @@ async function request(options: string[]): Promise<{ instance: GPU; adapter: GPU
 
 /**
  * Opens the adapter that a choice names.
+ * @param timed timestamps are wanted as exact as they are
  * @throws {StratumError} `adapter/none` with everything that was tried and what to install
  */
-export function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
-  const turn = opening.then(() => openNow(choice));
+export function openAdapter(choice: AdapterChoice, timed = false): Promise<OpenAdapter> {
+  const turn = opening.then(() => openNow(choice, timed));
   opening = turn.catch(() => undefined);
   return turn;
 }
@@ -129,7 +132,7 @@ export function openAdapter(choice: AdapterChoice): Promise<OpenAdapter> {
 /** One adapter is opened at a time: the loader's variables belong to the process. */
 let opening: Promise<unknown> = Promise.resolve();
 
-async function openNow(choice: AdapterChoice): Promise<OpenAdapter> {
+async function openNow(choice: AdapterChoice, timed: boolean): Promise<OpenAdapter> {
   const trials: AdapterTrial[] = [];
   const fixes: string[] = [];
   const named = ["auto", "system", "embedded"].includes(choice) ? undefined : choice;
@@ -142,7 +145,7 @@ async function openNow(choice: AdapterChoice): Promise<OpenAdapter> {
         if ("error" in probe) throw new Error(probe.error);
         name = probe.asked;
       } else restore = activateEmbedded();
-      const opened = await request(dawnOptions(name));
+      const opened = await request(dawnOptions(name, timed));
       trials.push({ source, outcome: "taken", detail: adapterName(opened.adapter.info) });
       return { ...opened, source, trials };
     } catch (cause) {

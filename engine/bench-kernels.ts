@@ -17,6 +17,7 @@ import {
 import type { DeviceBuffer } from "./device.ts";
 import type { Engine } from "./model.ts";
 import type { ModelFiles } from "./model-files.ts";
+import { platformOf } from "./platform.ts";
 
 /** A kernel that does not compute what its twin does; it is not timed. */
 export interface WrongKernel {
@@ -128,9 +129,10 @@ export async function prepareCase(
         left.push(`${name} ${each.variant}`);
         continue;
       }
-      const kernel = await prepareKernel(engine, each.kernel, { ...bound, ...each.own }, each.rows, each.offset);
+      const own = each.own(host);
+      const kernel = await prepareKernel(engine, each.kernel, { ...bound, ...own }, each.rows, each.offset);
       sound.push({ each, kernel });
-      const fault = await faultOf(engine, kernel, each, { host, bound, output });
+      const fault = await faultOf(engine, kernel, each, { host, own, bound, output });
       if (fault === null) continue;
       wrong.push({ name, shape, variant: each.variant, fault });
       sound.pop();
@@ -143,17 +145,24 @@ export async function prepareCase(
   }
 }
 
+interface PreparedHost {
+  readonly host: TwinBuffers;
+  readonly own: TwinBuffers;
+  readonly bound: Readonly<Record<string, DeviceBuffer>>;
+  readonly output: string;
+}
+
 async function faultOf(
   { device }: Engine,
   kernel: PreparedKernel,
   variant: CaseVariant,
-  { host, bound, output }: { host: TwinBuffers; bound: Readonly<Record<string, DeviceBuffer>>; output: string },
+  { host, own, bound, output }: PreparedHost,
 ): Promise<string | null> {
   // What is written in place begins as the twin's does.
   for (const { name, access } of variant.kernel.bindings) {
     if (access === "read_write") device.write(bound[name], host[name] as ArrayBufferView<ArrayBuffer>);
   }
-  const sample = variant.sample({ ...host, ...variant.own });
+  const sample = variant.sample({ ...host, ...own });
   await kernel.run(1);
   const bytes = await kernel.read(output);
   return sampleFault(host[output] instanceof Uint32Array ? new Uint32Array(bytes) : new Float32Array(bytes), sample);
@@ -172,13 +181,13 @@ export interface CaseRequest extends BatchShape {
  */
 export async function casesFor(engine: Engine, files: ModelFiles, request: CaseRequest): Promise<BenchCase[]> {
   const { op, variants } = request;
-  const { target, device } = engine;
+  const { target } = engine;
   if (op !== undefined && !BLOCK_OPS.includes(op)) {
     const others = otherOps(target);
     if (others.includes(op)) return [otherBenchCase(target, op)];
     throw new StratumError("usage/op", `there is no op '${op}'`, `give one of ${[...BLOCK_OPS, ...others].join(", ")}`);
   }
-  const all = await modelBenchCases(files, target, device.info.limits, request, variants);
+  const all = await modelBenchCases(files, target, platformOf(engine), request, variants);
   const cases = op === undefined ? all : all.filter((each) => each.op === op);
   if (cases.length > 0) return cases;
   throw new StratumError("usage/op", `${files.name} has no ${op}`, "choose another --op, or other --shapes");

@@ -6,6 +6,7 @@
 import { StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
 import { type AdapterChoice, type AdapterTrial, adapterName, openAdapter } from "./adapter.ts";
+import { type ProfileClock, Profiler } from "./profiler.ts";
 
 /** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
 const LIMITS = [
@@ -73,15 +74,18 @@ const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: 
 export class Device {
   readonly gpu: GPUDevice;
   readonly info: DeviceInfo;
+  /** What measures it, from its opening on; null: nothing does. */
+  readonly profiler: Profiler | null;
   readonly #instance: GPU;
   readonly #live = new Set<DeviceMemory>();
   #failure: StratumError | undefined;
   #disposed = false;
 
-  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo) {
+  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, clock?: ProfileClock) {
     this.gpu = gpu;
     this.#instance = instance;
     this.info = info;
+    this.profiler = clock === undefined ? null : new Profiler(gpu, clock);
     gpu.addEventListener("uncapturederror", (event) => {
       // Dawn prints what nobody claims.
       event.preventDefault();
@@ -180,10 +184,17 @@ export class Device {
     return made;
   }
 
+  /** Runs a step of the host; where the device is profiled, as a span of that name. */
+  span<T>(name: string, step: () => T): T {
+    return this.profiler === null ? step() : this.profiler.span(name, step);
+  }
+
   /** Writes bytes at an offset (both multiples of 4). */
   write(buffer: DeviceBuffer, data: ArrayBufferView<ArrayBuffer>, offset = 0): void {
     this.check();
-    this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength);
+    this.span("upload", () =>
+      this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength),
+    );
   }
 
   /** Writes whole rows of texels from row `row` on. */
@@ -192,7 +203,7 @@ export class Device {
     const bytesPerRow = width * TEXEL_BYTES;
     const layout = { offset: data.byteOffset, bytesPerRow };
     const size = [width, data.byteLength / bytesPerRow];
-    this.gpu.queue.writeTexture({ texture, origin: [0, row] }, data.buffer, layout, size);
+    this.span("upload", () => this.gpu.queue.writeTexture({ texture, origin: [0, row] }, data.buffer, layout, size));
   }
 
   submit(encoder: GPUCommandEncoder): void {
@@ -202,7 +213,7 @@ export class Device {
 
   /** Waits until everything submitted is done. */
   async idle(): Promise<void> {
-    await this.gpu.queue.onSubmittedWorkDone();
+    await this.span("wait", () => this.gpu.queue.onSubmittedWorkDone());
     this.check();
   }
 
@@ -217,7 +228,7 @@ export class Device {
     encoder.copyBufferToBuffer(source.gpu, 0, staging.gpu, 0, size);
     this.submit(encoder);
     try {
-      await staging.gpu.mapAsync(0x01, 0, size);
+      await this.span("read back", () => staging.gpu.mapAsync(0x01, 0, size));
     } catch (cause) {
       await this.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
       this.check();
@@ -238,6 +249,7 @@ export class Device {
   [Symbol.dispose](): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.profiler?.[Symbol.dispose]();
     for (const memory of this.#live) memory.destroy();
     this.gpu.destroy();
     void this.#instance;
@@ -265,21 +277,37 @@ function fromGpuError(error: GPUError): StratumError {
   );
 }
 
+/** Whether a device is profiled, and by which clock: `auto` takes the GPU's where the adapter has timestamps. */
+export type ProfileChoice = "off" | "auto" | ProfileClock;
+
 /**
  * Opens the device of the adapter that `choice` names.
+ * @param profile default `off`
  * @throws {StratumError} `adapter/none`, `device/request-failed`
  */
-export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device> {
-  const { adapter, instance, source, trials } = await openAdapter(choice);
+export async function openDevice(choice: AdapterChoice = "auto", profile: ProfileChoice = "off"): Promise<Device> {
+  const { adapter, instance, source, trials } = await openAdapter(choice, profile !== "off");
   const features = FEATURES.filter((feature) => adapter.features.has(feature));
   const limits = Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]])) as DeviceLimits;
   const { info } = adapter;
   // Kernels that broadcast within a subgroup are written for one size; an adapter that may choose another gets the others.
   const fixed = features.includes("subgroups") && info.subgroupMinSize === info.subgroupMaxSize;
+  const timed = features.includes("timestamp-query");
+  if (profile === "gpu" && !timed) {
+    throw new StratumError(
+      "usage/profile-clock",
+      `${adapterName(info)} has no timestamps`,
+      "profile by the clock 'host', or 'auto'",
+    );
+  }
+  const clock = profile === "auto" ? (timed ? "gpu" : "host") : profile;
   let gpu: GPUDevice;
   try {
     gpu = await adapter.requestDevice({
-      requiredFeatures: features.filter((feature) => feature === "subgroups" || feature === "shader-f16"),
+      requiredFeatures: features.filter(
+        (feature) =>
+          feature === "subgroups" || feature === "shader-f16" || (feature === "timestamp-query" && clock === "gpu"),
+      ),
       requiredLimits: limits,
     });
   } catch (cause) {
@@ -290,7 +318,7 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
       cause,
     );
   }
-  return new Device(gpu, instance, {
+  const told: DeviceInfo = {
     name: adapterName(info),
     vendor: info.vendor,
     architecture: info.architecture,
@@ -300,5 +328,6 @@ export async function openDevice(choice: AdapterChoice = "auto"): Promise<Device
     features,
     limits,
     subgroupSize: fixed ? (info.subgroupMinSize ?? 0) : 0,
-  });
+  };
+  return new Device(gpu, instance, told, clock === "off" ? undefined : clock);
 }

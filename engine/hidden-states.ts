@@ -39,10 +39,10 @@ export async function loadModel(
   try {
     const layers = files.spec.config.layers;
     const depth = resolveLayer(String(options.layer ?? layers), layers);
-    const loaded = await loadBlocks(engine, files.checkpoint, files.spec, {
-      depth,
-      ...(options.onBlock === undefined ? {} : { onBlock: options.onBlock }),
-    });
+    const more = options.onBlock === undefined ? {} : { onBlock: options.onBlock };
+    const loaded = await engine.device.span("load weights", () =>
+      loadBlocks(engine, files.checkpoint, files.spec, { depth, ...more }),
+    );
     return {
       engine,
       files,

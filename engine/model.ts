@@ -15,7 +15,7 @@ import {
   type NormRole,
   tensorsTo,
 } from "./decoder.ts";
-import { type Device, type DeviceBuffer, type DeviceTexture, openDevice } from "./device.ts";
+import { type Device, type DeviceBuffer, type DeviceTexture, openDevice, type ProfileChoice } from "./device.ts";
 import { type Embedding, openEmbedding } from "./embedding.ts";
 import { Pipelines } from "./pipelines.ts";
 import { checkPlan, createPlanned, type PlannedMemory } from "./planned-buffer.ts";
@@ -44,10 +44,13 @@ export interface Engine extends Disposable {
 /**
  * Opens the GPU.
  * @param options.adapter `auto` (default), `system`, `embedded`, or a part of an adapter's name
+ * @param options.profile measures everything: see `profileReport`; default `off`
  * @throws {StratumError} `adapter/none`, `device/request-failed`
  */
-export async function createEngine(options: { readonly adapter?: AdapterChoice } = {}): Promise<Engine> {
-  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto");
+export async function createEngine(
+  options: { readonly adapter?: AdapterChoice; readonly profile?: ProfileChoice } = {},
+): Promise<Engine> {
+  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options.profile);
   const { subgroupSize, software } = device.info;
   const target: Target = { subgroupSize, textures: software };
   return {

@@ -28,7 +28,7 @@ export class Pipelines {
   get(kernel: Kernel): Promise<Pipeline> {
     const made = this.#made.get(kernel.key);
     if (made) return made;
-    const making = compile(this.#device, kernel);
+    const making = this.#device.span(`compile ${kernel.name}`, () => compile(this.#device, kernel));
     this.#made.set(kernel.key, making);
     return making;
   }
@@ -86,27 +86,55 @@ export type BoundBuffer =
   | { readonly buffer: DeviceBuffer; readonly offset: number; readonly size: number };
 
 /**
- * The bind group of a pipeline.
+ * Bind groups, by the buffer that they write: making one costs several times what recording its dispatch does. They live
+ * as long as that buffer's object. Another buffer of theirs may be destroyed before it; its group is then never asked for.
+ */
+const groups = new WeakMap<DeviceBuffer, Map<string, GPUBindGroup>>();
+
+const numbers = new WeakMap<object, number>();
+let lastNumber = 0;
+/** Tells an object from every other. */
+function numberOf(object: object): number {
+  const known = numbers.get(object);
+  if (known !== undefined) return known;
+  numbers.set(object, ++lastNumber);
+  return lastNumber;
+}
+
+/**
+ * The bind group of a pipeline; the same for the same buffers.
  * @param bound by binding name; every binding of the kernel must be there
  * @throws {StratumError} `kernel/binding`
  */
-export function bind(
-  device: Device,
-  { kernel, layout }: Pipeline,
-  bound: Readonly<Record<string, BoundBuffer>>,
-): GPUBindGroup {
-  const entries = kernel.bindings.map(({ name }, binding): GPUBindGroupEntry => {
-    const buffer = bound[name];
-    if (buffer === undefined) {
+export function bind(device: Device, pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>): GPUBindGroup {
+  const { kernel, layout } = pipeline;
+  let key = String(numberOf(pipeline));
+  let written: DeviceBuffer | undefined;
+  for (const { name, access } of kernel.bindings) {
+    const part = bound[name];
+    if (part === undefined) {
       throw new StratumError(
         "kernel/binding",
         `kernel ${kernel.key}: nothing bound to '${name}'`,
         "this is a defect of Stratum: please report it",
       );
     }
-    return { binding, resource: resourceOf(buffer) };
-  });
-  return device.gpu.createBindGroup({ layout, entries });
+    key += "buffer" in part ? ` ${numberOf(part.buffer)},${part.offset},${part.size}` : ` ${numberOf(part)}`;
+    if (access === "read_write" && !("view" in part)) written = "buffer" in part ? part.buffer : part;
+  }
+  const known = written && groups.get(written);
+  const made = known?.get(key);
+  if (made !== undefined) return made;
+  const entries = kernel.bindings.map(
+    ({ name }, binding): GPUBindGroupEntry => ({
+      binding,
+      resource: resourceOf(bound[name]),
+    }),
+  );
+  const group = device.gpu.createBindGroup({ layout, entries });
+  if (known !== undefined) known.set(key, group);
+  else if (written !== undefined) groups.set(written, new Map([[key, group]]));
+  return group;
 }
 
 function resourceOf(bound: BoundBuffer): GPUBindingResource {

@@ -5,12 +5,21 @@ import { TEXEL_BYTES } from "../kernels/texture.ts";
 import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 import { SUBMIT_FLOPS } from "./dispatch-size.ts";
 import { type BoundBuffer, bind, type Pipeline } from "./pipelines.ts";
+import type { Call, Profiler } from "./profiler.ts";
+import { SET_CALLS, type TimestampSet, timestampWrites } from "./timestamps.ts";
 
 /** What a dispatch is there for. */
 export interface DispatchNote {
   /** Its part in the scope, such as `query`; default the kernel's name. */
   readonly role?: string;
   readonly extent?: Extent | undefined;
+}
+
+/** A command that waits for {@link Recorder.submit}, where each dispatch is timed by the host's clock. */
+interface Step {
+  /** Null: a copy or a clearing, which is not timed. */
+  readonly call: Call | null;
+  readonly encode: (encoder: GPUCommandEncoder) => void;
 }
 
 /**
@@ -24,6 +33,9 @@ export class Recorder {
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
   #flops = 0;
+  #timestamps: TimestampSet | undefined;
+  readonly #calls: Call[] = [];
+  readonly #steps: Step[] = [];
   /** What the next dispatches belong to, such as `layer 3`. */
   scope: string;
 
@@ -43,13 +55,14 @@ export class Recorder {
     pipeline: Pipeline,
     bound: Readonly<Record<string, BoundBuffer>>,
     rows: number,
-    { extent }: DispatchNote = {},
+    { role, extent }: DispatchNote = {},
   ): void {
     if (rows === 0) return;
     const { kernel } = pipeline;
+    const { profiler, info } = this.#device;
     const group = bind(this.#device, pipeline, bound);
     const grid = kernel.grid(rows);
-    const { maxComputeWorkgroupsPerDimension: limit } = this.#device.info.limits;
+    const { maxComputeWorkgroupsPerDimension: limit } = info.limits;
     if (grid.some((size) => size > limit)) {
       throw new StratumError(
         "kernel/grid",
@@ -57,19 +70,38 @@ export class Recorder {
         "lower --batch-tokens",
       );
     }
-    const flops = kernel.cost?.(rows, extent).flops ?? 0;
+    const cost = kernel.cost?.(rows, extent) ?? null;
+    const encode = (pass: GPUComputePassEncoder) => {
+      pass.setPipeline(pipeline.gpu);
+      pass.setBindGroup(0, group);
+      pass.dispatchWorkgroups(...grid);
+    };
+    const call = profiler && { kernel, role: role ?? kernel.name, scope: this.scope, rows, cost };
+    if (call !== null && profiler?.clock === "host") {
+      this.#steps.push({ call, encode: (encoder) => inPass(encoder, undefined, encode) });
+      return;
+    }
+    const flops = cost?.flops ?? 0;
     if (this.#flops > 0 && this.#flops + flops > this.#submitFlops) this.#flush();
     this.#flops += flops;
-    this.#pass ??= this.#commands().beginComputePass();
-    this.#pass.setPipeline(pipeline.gpu);
-    this.#pass.setBindGroup(0, group);
-    this.#pass.dispatchWorkgroups(...grid);
+    if (call !== null && profiler !== null) this.#timed(profiler, call, encode);
+    else {
+      this.#pass ??= this.#commands().beginComputePass();
+      encode(this.#pass);
+    }
+  }
+
+  /** A pass of its own, between two timestamps. */
+  #timed(profiler: Profiler, call: Call, encode: (pass: GPUComputePassEncoder) => void): void {
+    if (this.#calls.length === SET_CALLS) this.#flush();
+    this.#timestamps ??= profiler.take();
+    inPass(this.#commands(), timestampWrites(this.#timestamps, this.#calls.length), encode);
+    this.#calls.push(call);
   }
 
   /** Copies `bytes` bytes from an offset to an offset, multiples of 4. */
   copy(from: DeviceBuffer, fromOffset: number, to: DeviceBuffer, toOffset: number, bytes: number): void {
-    this.#endPass();
-    this.#commands().copyBufferToBuffer(from.gpu, fromOffset, to.gpu, toOffset, bytes);
+    this.#command((encoder) => encoder.copyBufferToBuffer(from.gpu, fromOffset, to.gpu, toOffset, bytes));
   }
 
   /**
@@ -92,24 +124,40 @@ export class Recorder {
 
   /** Fills a buffer with zeros. */
   clear(buffer: DeviceBuffer): void {
+    this.#command((encoder) => encoder.clearBuffer(buffer.gpu));
+  }
+
+  #command(encode: (encoder: GPUCommandEncoder) => void): void {
+    if (this.#device.profiler?.clock === "host") {
+      this.#steps.push({ call: null, encode });
+      return;
+    }
     this.#endPass();
-    this.#commands().clearBuffer(buffer.gpu);
+    encode(this.#commands());
   }
 
   /**
-   * Hands what is recorded to the GPU; it does not wait for its end. The recorder can be used again.
+   * Hands what is recorded to the GPU; it does not wait for its end, except where each dispatch is timed by the host's
+   * clock. The recorder can be used again.
    * @throws {StratumError} what the device latched
    */
   async submit(): Promise<void> {
     this.#flush();
+    const { profiler } = this.#device;
+    if (profiler !== null && this.#steps.length > 0) await runSteps(this.#device, profiler, this.#steps.splice(0));
   }
 
   #flush(): void {
     this.#endPass();
-    const encoder = this.#encoder;
+    const [encoder, set, calls] = [this.#encoder, this.#timestamps, this.#calls.splice(0)];
     this.#encoder = undefined;
+    this.#timestamps = undefined;
     this.#flops = 0;
-    if (encoder !== undefined) this.#device.submit(encoder);
+    if (encoder === undefined) return;
+    const { profiler } = this.#device;
+    if (profiler !== null && set !== undefined) profiler.resolve(encoder, set, calls);
+    this.#device.submit(encoder);
+    if (profiler !== null && set !== undefined) profiler.collect(set, calls);
   }
 
   #commands(): GPUCommandEncoder {
@@ -120,5 +168,46 @@ export class Recorder {
   #endPass(): void {
     this.#pass?.end();
     this.#pass = undefined;
+  }
+}
+
+function inPass(
+  encoder: GPUCommandEncoder,
+  writes: GPUComputePassTimestampWrites | undefined,
+  encode: (pass: GPUComputePassEncoder) => void,
+): void {
+  const pass = encoder.beginComputePass(writes === undefined ? {} : { timestampWrites: writes });
+  encode(pass);
+  pass.end();
+}
+
+/** Empty submissions whose fastest tells what a submission costs by itself. */
+const FLOOR_RUNS = 5;
+
+/** Submits steps one by one and waits for each: the host's clock around a dispatch that is alone. */
+async function runSteps(device: Device, profiler: Profiler, steps: readonly Step[]): Promise<void> {
+  const timed = async (encode: (encoder: GPUCommandEncoder) => void): Promise<[begin: number, end: number]> => {
+    const encoder = device.gpu.createCommandEncoder();
+    encode(encoder);
+    const begin = performance.now();
+    device.submit(encoder);
+    await device.gpu.queue.onSubmittedWorkDone();
+    const end = performance.now();
+    device.check();
+    return [begin, end];
+  };
+  // What was uploaded before is none of the first dispatch's time.
+  await device.idle();
+  if (profiler.floorMs === null) {
+    const empty: number[] = [];
+    for (let run = 0; run < FLOOR_RUNS; run++) {
+      const [begin, end] = await timed(() => undefined);
+      empty.push(end - begin);
+    }
+    profiler.floorMs = Math.min(...empty);
+  }
+  for (const { call, encode } of steps) {
+    const [begin, end] = await timed(encode);
+    if (call !== null) profiler.add(call, begin, end);
   }
 }

@@ -171,7 +171,8 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
         "pack batches by the runner's budget",
       );
     const positions = Uint32Array.from({ length: rows }, (_, row) => batch.spans[row * 4 + 3]);
-    device.write(workspace.x, await model.embedding.rows(batch.ids, positions));
+    const states = await device.span("embed", () => model.embedding.rows(batch.ids, positions));
+    device.write(workspace.x, states);
     device.write(workspace.spans, batch.spans as Uint32Array<ArrayBuffer>);
     if (tables.length > 0) device.write(workspace.turns, turnRows(batch, budget, packing.longFrom));
     const tiles = attentionTiles(batch.spans, rows, kernels.tileRows);
@@ -274,7 +275,9 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
       for (let first = 0; first < count; first += means) {
         const n = Math.min(means, count - first);
         const spans = { buffer: workspace.poolSpans, offset: 16 * first, size: 16 * n };
-        recorder.dispatch(meanPipeline, { x, spans, out, params: at(first, n) }, n, { role: "read out" });
+        const tokens = batch.sequences.slice(first, first + n).reduce((sum, s) => sum + s.length - s.poolFrom, 0);
+        const extent = { outputs: n, inputs: Math.min(tokens, batch.ids.length), pairs: tokens };
+        recorder.dispatch(meanPipeline, { x, spans, out, params: at(first, n) }, n, { role: "read out", extent });
       }
     };
     for (let layer = 0; layer <= deepest; layer++) {
@@ -317,6 +320,7 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
         params: { buffer: workspace.params, offset: 0, size: PARAMS_BYTES },
       },
       pairs.length,
+      { extent: { outputs: pairs.length, inputs: new Set(pairs.flat()).size, pairs: pairs.length } },
     );
     await recorder.submit();
     const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));

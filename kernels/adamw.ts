@@ -68,6 +68,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: BINDINGS,
     subgroups: false,
     grid: () => flatGrid(Math.ceil(variant.count / 4 / LANES)),
+    // Of a parameter: clip, decay, two moments, the root and the step.
+    cost: () => ({ flops: 14 * variant.count, bytes: 4 * 7 * variant.count }),
   };
 }
 

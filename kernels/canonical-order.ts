@@ -5,6 +5,7 @@
  * Sums over a list then run in the same order however its candidates were given, so that permuting them permutes the
  * scores bit for bit. One lane a row: most comparisons end at the first element.
  */
+import { rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -69,6 +70,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: BINDINGS,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil(rows / LANES)),
+    // Comparisons only; most rows differ early, so that the bytes are the most that may be read.
+    cost: rowCost({ flops: 0, words: variant.d + 5 }),
   };
 }
 

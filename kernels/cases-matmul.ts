@@ -5,6 +5,7 @@ import type { Target, TwinBuffer, WeightType } from "./kernel.ts";
 import { fitsTextures, type MatmulVariant, matmul, matmulRowWords, matmulTile, matmulTwin } from "./matmul.ts";
 import { quantiseRows } from "./quantise.ts";
 import { seededRandom } from "./random.ts";
+import { padRows } from "./texture.ts";
 import { isQuantised, weightRowWords } from "./weight-load.ts";
 
 const WEIGHT_TYPES = ["f32", "bf16", "f16", "int8", "int4"] as const satisfies readonly WeightType[];
@@ -25,15 +26,6 @@ const QUANTISED_SIZES = [
   [1004, 35],
 ] as const;
 const ACTIVATIONS = ["silu", "gelu", "geluTanh", "relu"] as const satisfies readonly Activation[];
-
-/** `n` rows of `k` weights, each padded with zeros to `rowWords` words. */
-function padded(rows: TwinBuffer, n: number, rowWords: number): TwinBuffer {
-  const words = rows.length / n;
-  if (words === rowWords) return rows;
-  const out = rows instanceof Uint32Array ? new Uint32Array(n * rowWords) : new Float32Array(n * rowWords);
-  for (let row = 0; row < n; row++) out.set(rows.subarray(row * words, (row + 1) * words), row * rowWords);
-  return out;
-}
 
 /** `n` rows of `k` weights in storage form; f16 rows hold subnormals too, and so do the scales of quantised ones. */
 function weights(random: () => number, weight: WeightType, n: number, k: number): TwinBuffer {
@@ -71,7 +63,7 @@ function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCas
       return {
         x: floats(random, rows * k),
         ...Object.fromEntries(
-          names.map((name) => [name, padded(weights(random, weight, n, k), n, matmulRowWords(variant))]),
+          names.map((name) => [name, padRows(weights(random, weight, n, k), n, matmulRowWords(variant))]),
         ),
         ...(bias
           ? Object.fromEntries(

@@ -3,6 +3,7 @@
  *
  * One lane a column, rows in ascending order: a small part of a training step on every adapter measured.
  */
+import { rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -60,6 +61,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: false,
     grid: () => flatGrid(Math.ceil(n / LANES)),
+    cost: rowCost({ flops: (product ? 2 : 1) * n, words: (product ? 2 : 1) * n, fixedWords: 2 * n }),
   };
 }
 

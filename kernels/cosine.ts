@@ -66,6 +66,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: BINDINGS,
     subgroups: subgroup > 0,
     grid: flatGrid,
+    // Three dot products a pair. Without the extent: all of the same two rows.
+    cost: (pairs, extent) => ({ flops: 6 * d * pairs, bytes: 4 * ((extent?.inputs ?? 2) * d + 4 * pairs) }),
   };
 }
 

@@ -23,6 +23,7 @@ export function dropoutRows({ width, dropout }: DropoutRowsVariant): Kernel {
     width,
     functions: dropoutFunction(dropout),
     statement: "x[at] = dropped(x[at], row, column);",
+    work: { flops: width, words: 2 * width },
   });
 }
 

@@ -1,4 +1,5 @@
 /** Kernels of one lane an element of a (R, width) matrix. */
+import { type RowWork, rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -23,10 +24,12 @@ export interface ElementKernel {
   readonly functions?: string;
   /** WGSL of one element: flat index `at`, of `row` and `column`. */
   readonly statement: string;
+  /** See {@link Kernel.cost}. */
+  readonly work: RowWork;
 }
 
 /** The kernel. Rows: R. */
-export function elementKernel({ name, key, bindings, width, functions = "", statement }: ElementKernel): Kernel {
+export function elementKernel({ name, key, bindings, width, functions = "", statement, work }: ElementKernel): Kernel {
   const all = [...bindings, PARAMS];
   const wgsl = `${PARAMS_STRUCT}
 ${declareBindings(all)}
@@ -47,5 +50,6 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: all,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil((rows * width) / LANES)),
+    cost: rowCost(work),
   };
 }

@@ -30,7 +30,16 @@ export const NORMAL_CDF = `fn normalCdf(x: f32) -> f32 {
   return select(tail, 1.0 - tail, x >= 0.0);
 }`;
 
-function perElement(name: string, { width, dropout }: GeluVariant, output: Binding, statement: string): Kernel {
+/** Operations of `normalCdf`, as counted in its text. */
+const CDF_FLOPS = 20;
+
+function perElement(
+  name: string,
+  { width, dropout }: GeluVariant,
+  output: Binding,
+  statement: string,
+  work: { readonly flops: number; readonly words: number },
+): Kernel {
   return elementKernel({
     name,
     key: kernelKey(name, { width, ...dropoutKey(dropout) }),
@@ -38,6 +47,7 @@ function perElement(name: string, { width, dropout }: GeluVariant, output: Bindi
     width,
     functions: `${NORMAL_CDF}\n${dropoutFunction(dropout)}`,
     statement: `let v = x[at];\n  ${statement}`,
+    work: { flops: work.flops * width, words: work.words * width },
   });
 }
 
@@ -51,7 +61,10 @@ const matrix = (name: string, access: Binding["access"]): Binding => ({
 /** The kernel of a variant. Rows: R. */
 export function gelu(variant: GeluVariant): Kernel {
   const value = droppedText(variant.dropout, "v * normalCdf(v)", "row", "column");
-  return perElement("gelu", variant, matrix("out", "read_write"), `out[at] = ${value};`);
+  return perElement("gelu", variant, matrix("out", "read_write"), `out[at] = ${value};`, {
+    flops: CDF_FLOPS + 1,
+    words: 2,
+  });
 }
 
 /** The backward kernel of a variant: `dout` becomes dx. Rows: R. */
@@ -62,6 +75,7 @@ export function geluGrad(variant: GeluVariant): Kernel {
     variant,
     matrix("dout", "read_write"),
     `dout[at] = ${value} * fma(v, 0.3989422804014327 * exp(-0.5 * v * v), normalCdf(v));`,
+    { flops: CDF_FLOPS + 7, words: 3 },
   );
 }
 

@@ -8,6 +8,7 @@
  * One workgroup a row, variants as in norm. The variance is that of the centred row: its mean may be far from 0.
  */
 
+import { rowCost } from "./cost.ts";
 import {
   type DropoutVariant,
   dropoutBindings,
@@ -115,6 +116,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: flatGrid,
+    // Of an element: the sum with the branch, mean, centred square, scale, weight and bias.
+    cost: rowCost({ flops: 8 * width, words: 4 * width + 1, fixedWords: 2 * width }),
   };
 }
 
@@ -184,6 +187,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: flatGrid,
+    // Of an element: two sums of products with the weight, and their way back.
+    cost: rowCost({ flops: 10 * width, words: (dropout.rate > 0 ? 4 : 3) * width + 1, fixedWords: width }),
   };
 }
 

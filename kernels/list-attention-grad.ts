@@ -78,6 +78,11 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil((rows * heads) / LANES)),
+    // Of a pair, P multiply-adds each: q . k and dout . v, then dq, or dk and dv.
+    cost: (rows, extent) => ({
+      flops: (side === "query" ? 6 : 8) * width * (extent?.pairs ?? rows),
+      bytes: 4 * rows * (6 * width + 2 * heads + 2),
+    }),
   };
 
   function queryText({ width, heads }: ListAttentionVariant): string {

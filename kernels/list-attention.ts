@@ -125,6 +125,11 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil((rows * heads) / LIST_ATTENTION_LANES)),
+    // Of a pair: P multiply-adds for the scores, P for the values. Without the extent: every row a list of its own.
+    cost: (rows, extent) => ({
+      flops: 4 * width * (extent?.pairs ?? rows),
+      bytes: 4 * rows * (4 * width + heads + 2),
+    }),
   };
 }
 

@@ -5,6 +5,7 @@
  *
  * listCosine: one workgroup a row, variants as in norm. listCosineGrad: one lane an element.
  */
+import { rowCost } from "./cost.ts";
 import { elementKernel } from "./element.ts";
 import {
   type Binding,
@@ -67,6 +68,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: flatGrid,
+    // Two dot products a row: its own square and that with the instruction's row.
+    cost: rowCost({ flops: 4 * width, words: width + 4 }),
   };
 }
 
@@ -117,6 +120,8 @@ export function listCosineGrad({ width }: Pick<ListCosineVariant, "width">): Ker
     let n = y[span.x * ${width}u + column] * cosines[span.x].y;
     dy[at] = grads[row] * fma(-own.x, y[at] * own.y, n) * own.y;
   }`,
+    // Two multiply-adds and two products an element of a row and of what it adds to the instruction.
+    work: { flops: 12 * width, words: 2 * width + 5 },
   });
 }
 

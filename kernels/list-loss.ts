@@ -94,6 +94,11 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: flatGrid,
+    // Every loss takes some operations a candidate, those of pairs a pair: counted as one a pair of rows of a list.
+    cost: (lists, extent) => ({
+      flops: extent?.pairs ?? lists,
+      bytes: 4 * (4 * (extent?.inputs ?? 2 * lists) + 3 * lists + 2),
+    }),
   };
 }
 

@@ -6,6 +6,7 @@
  * and columns are counted together, and `subgroupBroadcast` hands it to the others. The sum runs over t in ascending order
  * and is added to what is there: a caller with many rows gives them batch by batch, which also bounds the rounding.
  */
+import { rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -92,6 +93,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     bindings: BINDINGS,
     subgroups: subgroup > 0,
     grid: () => [Math.ceil(k / (LANES * tileCols)), Math.ceil(n / tileRows), 1],
+    cost: rowCost({ flops: 2 * n * k, words: n + k, fixedWords: 2 * n * k }),
   };
 }
 

@@ -156,6 +156,42 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
   return { tileRows, tileCols, lanes, subgroup, textures };
 }
 
+/** Rows by columns of the tiles that are worth a trial. */
+const TRIED_TILES = [
+  [4, 2],
+  [4, 4],
+  [8, 1],
+  [8, 2],
+  [8, 4],
+  [12, 4],
+  [16, 2],
+  [16, 4],
+  [16, 8],
+] as const;
+/** Sums of a lane, at most: more of them take drivers seconds to compile. */
+const MOST_SUMS = 128;
+
+/** The tiles that a target can run for a shape, the default first: with subgroups and without, of buffers and textures. */
+export function matmulChoices(target: Target, shape: MatmulShape): readonly MatmulTile[] {
+  const weights = shape.epilogue === "glu" ? 2 : 1;
+  const standard = matmulTile(target, shape);
+  const tiles = [standard];
+  for (const textures of fitsTextures(shape.k) ? [true, false] : [false]) {
+    const { lanes, subgroup: widest } = matmulTile({ ...target, textures }, shape);
+    for (const subgroup of new Set([widest, 0])) {
+      for (const [tileRows, tileCols] of TRIED_TILES) {
+        if (tileRows * tileCols * weights > MOST_SUMS || lanes * (tileCols - 1) >= shape.n) continue;
+        tiles.push({ tileRows, tileCols, lanes, subgroup, textures });
+      }
+    }
+  }
+  const seen = new Set<string>();
+  return tiles.filter((tile) => {
+    const text = kernelKey("", tile);
+    return !seen.has(text) && seen.add(text);
+  });
+}
+
 /** K multiply-adds an element of each product, and one more operation for each of bias, residual and gating. */
 function matmulCost({ k, n, weight, epilogue, bias }: MatmulVariant, rows: number): Cost {
   const products = epilogue === "glu" ? 2 : 1;

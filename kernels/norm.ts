@@ -9,6 +9,7 @@
  * subgroups exist. `subgroup` = 0: 64 lanes and a tree in workgroup memory. The variance is that of the centred group:
  * its mean may be far from 0.
  */
+import { type RowWork, rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -103,7 +104,14 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: (rows) => flatGrid(rows * groups),
+    cost: rowCost(normWork(variant)),
   };
+}
+
+/** Operations an element: square, sum, scale, weight; a layer norm's mean and centring; bias, offset and residual one each. */
+function normWork({ kind, d, groups, output, bias, weightOffset }: NormVariant): RowWork {
+  const flops = (kind === "layer" ? 6 : 4) + (bias ? 1 : 0) + (weightOffset === 0 ? 0 : 1) + (output === "add" ? 1 : 0);
+  return { flops: flops * groups * d, words: (output === "add" ? 3 : 2) * groups * d, fixedWords: (bias ? 2 : 1) * d };
 }
 
 export function normDefaults(target: Target): Pick<NormVariant, "subgroup"> {

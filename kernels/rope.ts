@@ -5,6 +5,7 @@
  *
  * One lane a pair. Cosines and sines come from a table made on the host in float64: WGSL's own promise little.
  */
+import { rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -67,6 +68,8 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: BINDINGS,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil((rows * pairs) / LANES)),
+    // Four products and two sums a pair; a row of the table is read for each row.
+    cost: rowCost({ flops: 6 * pairs, words: 4 * pairs + variant.rotary + 1 }),
   };
 }
 

@@ -25,6 +25,7 @@ export function rowGather({ d }: RowGatherVariant): Kernel {
     bindings: BINDINGS,
     width: d,
     statement: `out[params.offset * ${d}u + at] = x[index[row] * ${d}u + column];`,
+    work: { flops: 0, words: 2 * d + 1 },
   });
 }
 

@@ -74,6 +74,11 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings: BINDINGS,
     subgroups: false,
     grid: (rows) => flatGrid(Math.ceil((rows * d) / LANES)),
+    // An addition an element of every token; without the extent: of one token each.
+    cost: (rows, extent) => ({
+      flops: (extent?.pairs ?? rows) * d,
+      bytes: 4 * ((extent?.inputs ?? rows) * d + rows * (d + 4)),
+    }),
   };
 }
 

@@ -31,6 +31,7 @@ export function standardise({ d }: StandardiseVariant): Kernel {
     width: d,
     statement: `let entry = select(${d}u, 0u, spans[row].x == row) + column;
   out[at] = (x[index[row] * ${d}u + column] - mean[entry]) * scale[entry];`,
+    work: { flops: 2 * d, words: 2 * d + 3, fixedWords: 4 * d },
   });
 }
 

@@ -6,6 +6,7 @@
  *
  * squareSum: a fixed number of workgroups, variants as in norm. stepStatus: one lane, sums in blocks of 256.
  */
+import { rowCost } from "./cost.ts";
 import {
   type Binding,
   declareBindings,
@@ -57,6 +58,7 @@ fn main(${FLAT_BUILTINS}, @builtin(local_invocation_index) lane: u32) {
     bindings,
     subgroups: subgroup > 0,
     grid: () => [SQUARE_SUM_PARTS, 1, 1],
+    cost: () => ({ flops: 2 * count, bytes: 4 * (count + SQUARE_SUM_PARTS) }),
   };
 }
 
@@ -101,7 +103,15 @@ fn main() {
   log[params.offset] = vec4<f32>(loss, norm, select(0.0, 1.0, sound), 0.0);
 }
 `;
-  return { name: "stepStatus", key: "stepStatus{}", wgsl, bindings, subgroups: false, grid: () => flatGrid(1) };
+  return {
+    name: "stepStatus",
+    key: "stepStatus{}",
+    wgsl,
+    bindings,
+    subgroups: false,
+    grid: () => flatGrid(1),
+    cost: rowCost({ flops: 1, words: 1, fixedWords: SQUARE_SUM_PARTS + 9 }),
+  };
 }
 
 /** CPU twin of `stepStatus`. */

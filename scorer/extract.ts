@@ -6,7 +6,7 @@ import { createRunner, type Runner } from "../engine/runner.ts";
 import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
-import { checkIds } from "../weights/tokenizer.ts";
+import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
 import { createListEncoder, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { atLine, type Id, type SequenceLine } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
@@ -65,6 +65,7 @@ interface Pending {
 export async function createExtractor(model: Model, options: ExtractOptions): Promise<Extractor> {
   const { layers, tokens, batchTokens, sharePrefix = true } = options;
   const { files } = model;
+  const { device } = model.engine;
   const { config } = files.spec;
   const { vocab, maxPositions, hiddenSize } = config;
   const runner = await createRunner(model.loaded, {
@@ -79,11 +80,14 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     if (line.kind === "error") throw line.error;
     if (line.kind === "list") {
       encoder ??= createListEncoder(files, options);
-      const { group, notes } = (await encoder).encode(line.list);
+      const made = await encoder;
+      const { group, notes } = device.span("tokenise", () => made.encode(line.list));
       // Nothing is compared with the prompt: a cut list need not repeat it.
       return { group: { ...group, anchored: false }, notes };
     }
-    const ids = line.kind === "ids" ? line.ids : encodeText(await files.tokenizer(), line.text);
+    const encodeLine = (tokenizer: Tokenizer, text: string) =>
+      device.span("tokenise", () => encodeText(tokenizer, text));
+    const ids = line.kind === "ids" ? line.ids : encodeLine(await files.tokenizer(), line.text);
     const cut = options.truncate && ids.length > maxPositions;
     const kept = cut ? ids.slice(0, maxPositions) : ids;
     checkLength(kept.length, config, "the sequence", "shorten it, or cut it with --truncate");

@@ -177,16 +177,18 @@ export async function createFeeder(engine: Engine, source: FeatureSource, option
       first.push(count);
       count += drawnRows(source, drawn);
     }
-    await Promise.all(
-      lists.map(async ({ list, candidates }, i) => {
-        if (candidates === undefined) return source.readList(list, staging, first[i] * dim);
-        const whole = new Float32Array((1 + listLength(source, list)) * dim);
-        await source.readList(list, whole);
-        staging.set(whole.subarray(0, dim), first[i] * dim);
-        for (const [place, candidate] of candidates.entries())
-          staging.set(whole.subarray((1 + candidate) * dim, (2 + candidate) * dim), (first[i] + 1 + place) * dim);
-      }),
-    );
+    const read = () =>
+      Promise.all(
+        lists.map(async ({ list, candidates }, i) => {
+          if (candidates === undefined) return source.readList(list, staging, first[i] * dim);
+          const whole = new Float32Array((1 + listLength(source, list)) * dim);
+          await source.readList(list, whole);
+          staging.set(whole.subarray(0, dim), first[i] * dim);
+          for (const [place, candidate] of candidates.entries())
+            staging.set(whole.subarray((1 + candidate) * dim, (2 + candidate) * dim), (first[i] + 1 + place) * dim);
+        }),
+      );
+    await device.span("read features", read);
     const rowSpans = new Uint32Array(2 * count);
     for (const [i, start] of first.entries()) {
       for (let r = start; r < (first[i + 1] ?? count); r++) rowSpans.set([start, first[i + 1] ?? count], 2 * r);

@@ -12,7 +12,7 @@ import { columnSum } from "../kernels/column-sum.ts";
 import { type DropoutVariant, NO_DROPOUT } from "../kernels/dropout.ts";
 import { dropoutRows } from "../kernels/dropout-rows.ts";
 import { gelu, geluGrad } from "../kernels/gelu.ts";
-import { type Kernel, PARAMS_BYTES, type Target } from "../kernels/kernel.ts";
+import { type Extent, type Kernel, PARAMS_BYTES, type Target } from "../kernels/kernel.ts";
 import { layerNorm, layerNormGrad } from "../kernels/layer-norm.ts";
 import { listAttention } from "../kernels/list-attention.ts";
 import { listAttentionGrad } from "../kernels/list-attention-grad.ts";
@@ -241,6 +241,13 @@ function backwardKernels(spec: ScorerSpec, target: Target, rate: number): Record
   return kernels;
 }
 
+/** Pairs of rows of one list: a row's list is its span (first row, end). */
+function pairsOf(spans: Uint32Array): number {
+  let pairs = 0;
+  for (let at = 0; at < spans.length; at += 2) pairs += spans[at + 1] - spans[at];
+  return pairs;
+}
+
 async function compile(engine: Engine, kernels: Record<string, Kernel>): Promise<Record<string, Pipeline>> {
   const made = await Promise.all(
     Object.entries(kernels).map(async ([name, kernel]) => [name, await engine.pipelines.get(kernel)] as const),
@@ -273,6 +280,7 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
   const { weights, grads } = buffers;
 
   let current = 0;
+  let extent: Extent = { outputs: 0, inputs: 0, pairs: 0 };
   const slots = new Map(layout.slots.map((slot) => [slot.name, slot]));
   const part = (buffer: DeviceBuffer, name: string): BoundBuffer => {
     const slot = slots.get(name);
@@ -285,7 +293,7 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
   });
 
   function run(recorder: Recorder, role: string, pipeline: Pipeline, bound: Record<string, BoundBuffer>): void {
-    recorder.dispatch(pipeline, { ...bound, params: buffers["params"] }, current, { role });
+    recorder.dispatch(pipeline, { ...bound, params: buffers["params"] }, current, { role, extent });
   }
 
   return {
@@ -299,6 +307,7 @@ export async function createNetwork(engine: Engine, spec: ScorerSpec, options: N
     begin(spans) {
       current = spans.length / 2;
       if (current > rows) throw new Error(`a batch of ${current} rows in a network for ${rows}`);
+      extent = { outputs: current, inputs: current, pairs: pairsOf(spans) };
       device.write(buffers["spans"], spans);
       device.write(buffers["params"], Uint32Array.of(current, 0, 0, 0));
     },

@@ -117,7 +117,9 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     const identity = await fingerprint(model.files, layer);
     checkScorerFits(saved, { dim: hiddenSize, layer, pooling, system, fingerprint: identity });
   }
-  const encoder = await createListEncoder(model.files, { ...options, pooling, system });
+  const { device } = model.engine;
+  const made = await createListEncoder(model.files, { ...options, pooling, system });
+  const encoder: ListEncoder = { ...made, encode: (list) => device.span("tokenise", () => made.encode(list)) };
   const runner = await createRunner(model.loaded, {
     layers: [layer],
     output: "scores",
@@ -179,7 +181,6 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     instruction: number,
     candidates: readonly number[],
   ): Promise<void> {
-    const { device } = model.engine;
     const staging = device.createBuffer("rank.part", 4 * count * hiddenSize, "readback");
     try {
       const values = new Float32Array(await device.read(states, 4 * count * hiddenSize, staging));

@@ -193,7 +193,11 @@ export async function createTrainer(engine: Engine, source: FeatureSource, optio
     function lossPass(recorder: Recorder, batch: readonly DrawnList[]): void {
       const { cosines, scoreGrads } = network.buffers;
       const bound = { cosines, labels, lists, hyper: lossHyper, losses: batchLosses, grads: scoreGrads, aux };
-      recorder.dispatch(lossPipe, { ...bound, params: listParams }, batch.length);
+      const sizes = batch.map((drawn) => drawnRows(source, drawn));
+      const inputs = sizes.reduce((sum, size) => sum + size, 0);
+      const pairs = sizes.reduce((sum, size) => sum + (size - 1) ** 2, 0);
+      const extent = { outputs: batch.length, inputs, pairs };
+      recorder.dispatch(lossPipe, { ...bound, params: listParams }, batch.length, { extent });
     }
 
     /** Waits now and then: what is uploaded for batches that are queued takes memory until they are done. */

@@ -6,10 +6,11 @@ import { join } from "node:path";
 import { packBatches } from "../../engine/batch.ts";
 import { loadModel } from "../../engine/hidden-states.ts";
 import { createEngine, type Engine } from "../../engine/model.ts";
+import { platformOf } from "../../engine/platform.ts";
 import { runKernel, timeKernel } from "../../engine/run-kernel.ts";
 import { createRunner } from "../../engine/runner.ts";
-import type { Kernel } from "../../kernels/kernel.ts";
-import { matmul, matmulTile } from "../../kernels/matmul.ts";
+import { type MatmulVariant, matmul, matmulRowWords } from "../../kernels/matmul.ts";
+import { padRows } from "../../kernels/texture.ts";
 import { encodeFloats } from "../../weights/floats.ts";
 import type { Job, LlamaJob, MatmulJob } from "../jobs.ts";
 import { listsOf } from "../jobs.ts";
@@ -23,18 +24,19 @@ export async function prepare(job: Job, { source }: SharedAdapter): Promise<Prep
 }
 
 /** The kernel that the engine would take for this shape on this adapter. */
-function chosenKernel(engine: Engine, { k, n }: MatmulJob): Kernel {
-  const tile = matmulTile(engine.target, "store", n);
-  return matmul({ k, n, weight: "bf16", epilogue: "store", bias: false, outStride: n, outOffset: 0, ...tile });
+function chosenVariant(engine: Engine, { k, n }: MatmulJob): MatmulVariant {
+  const shape = { k, n, weight: "bf16", epilogue: "store" } as const;
+  return { ...shape, bias: false, outStride: n, outOffset: 0, ...platformOf(engine).tile(shape) };
 }
 
 async function prepareMatmul(engine: Engine, job: MatmulJob): Promise<Prepared> {
   const { device, pipelines } = engine;
-  const kernel = chosenKernel(engine, job);
+  const variant = chosenVariant(engine, job);
+  const kernel = matmul(variant);
   const { x, weight } = matmulOperands(job);
   const buffers = {
     x,
-    weight: new Uint32Array(encodeFloats(weight, "BF16").buffer),
+    weight: padRows(new Uint32Array(encodeFloats(weight, "BF16").buffer), job.n, matmulRowWords(variant)),
     out: new Float32Array(job.rows * job.n),
   };
   return {
