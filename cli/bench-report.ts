@@ -14,6 +14,7 @@ import { addCommonOptions, type CommonOptions, packageVersion, positiveInteger }
 import { formatTable } from "./format.ts";
 import { number } from "./numbers.ts";
 import { type LineOutput, openOutput } from "./output.ts";
+import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, stopping, writeStdout } from "./terminal.ts";
 
 export interface ReportFlags extends CommonOptions {
@@ -38,7 +39,7 @@ export function addReportOptions(command: Command, runs: number, maxSeconds: num
       "compare with what --json printed before; exit 1 where a row is slower beyond the noise",
     )
     .option("--html <page.html>", "also write a page with the roofline plot and the table, in one file");
-  return addCommonOptions(command, "JSON on stdout");
+  return addProfileOptions(addCommonOptions(command, "JSON on stdout"));
 }
 
 /** What a benchmark found. */

@@ -124,6 +124,9 @@ function weightValues(variant: MatmulVariant, step: number, j: number, c: number
  * One step along k: `count` values from column `kx` of x and word `kw` of the weights, written out, column by column:
  * then the sums of one column and the values of one row are what a core's registers have to hold at a time (llvmpipe
  * has 16, and took half as long again with the rows of all columns in turn).
+ *
+ * A step is summed on its own before it joins the total: the rounding error of a sum grows with the root of the number of
+ * terms that are added one after another.
  */
 function stepText(variant: MatmulVariant, rows: RowValues, step: number, count: number): string {
   const { tileRows, tileCols, weight, textures } = variant;
@@ -139,7 +142,9 @@ function stepText(variant: MatmulVariant, rows: RowValues, step: number, count: 
         const b = `b${r}_${u}`;
         if (!named.has(b)) lines.push(`let ${b} = ${rows.value(r, u)};`);
         named.add(b);
-        lines.push(`${sum}${j}_${r}_${c} = fma(${b}, w${j}_${c}_${u}, ${sum}${j}_${r}_${c});`);
+        const [at, w] = [`${j}_${r}_${c}`, `w${j}_${c}_${u}`];
+        lines.push(`let t${at}_${u} = ${u === 0 ? `${b} * ${w}` : `fma(${b}, ${w}, t${at}_${u - 1})`};`);
+        if (u === count - 1) lines.push(`${sum}${at} += t${at}_${u};`);
       };
       if (textures) for (const r of range(tileRows)) for (const u of range(count)) add(r, u);
       else for (const u of range(count)) for (const r of range(tileRows)) add(r, u);
@@ -161,12 +166,6 @@ function storeText(variant: MatmulVariant, r: number, c: number): string {
   return epilogue === "add" ? `${at} = ${at} + ${result};` : `${at} = ${result};`;
 }
 
-/**
- * Values of k that are summed on their own before they join the total: the rounding error of a sum grows with the root
- * of the number of terms that are added one after another.
- */
-const BLOCK = 256;
-
 /** Everything below the declarations. @param rowWords words of a row of a weight buffer */
 export function matmulText(variant: MatmulVariant, rowWords: number): string {
   const { k, n, weight, tileRows, tileCols, lanes, subgroup, textures, transposed } = variant;
@@ -178,8 +177,6 @@ export function matmulText(variant: MatmulVariant, rowWords: number): string {
   const tail = k - full * step;
   const rows = range(tileRows);
   const cols = range(tileCols);
-  const perBlock = Math.max(1, Math.floor(BLOCK / step));
-  const blocked = full > perBlock;
   const values = textures ? rowsOfTexture(variant, step) : rowsOfBuffer(variant);
   const each = (text: (place: string, j: number, c: number) => string) =>
     names
@@ -200,15 +197,15 @@ export function matmulText(variant: MatmulVariant, rowWords: number): string {
     ${body}
     ${each((at, j, c) => `s${at} = fma(q${at}, z${j}_${c}, s${at});`)}`;
   const perGroup = GROUP / step;
-  const steps = (from: string, count: number) => `for (var i = ${from}; i < min(${from} + ${count}u, steps); i++) {
+  const steps = (from: string, end: string) => `for (var i = ${from}; i < ${end}; i++) {
     ${stepAt("i", step)}
-    }`;
-  const block = quantised
-    ? `for (var i1 = i0; i1 < min(i0 + ${perBlock}u, steps); i1 += ${perGroup}u) {
+  }`;
+  const body = quantised
+    ? `for (var i1 = 0u; i1 < steps; i1 += ${perGroup}u) {
     let g = i1 / ${perGroup}u;
-    ${inGroup("g", steps("i1", perGroup))}
-    }`
-    : steps("i0", perBlock);
+    ${inGroup("g", steps("i1", `min(i1 + ${perGroup}u, steps)`))}
+  }`
+    : steps("0u", "steps");
   const rest = stepAt(`${full}u`, tail);
   const weightRow = (c: number) =>
     textures ? `min(n${c}, ${n - 1}u)` : `min(n${c}, ${n - 1}u) * ${transposed ? 1 : rowWords}u`;
@@ -221,13 +218,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   // Not a constant: drivers unroll loops of few steps, and hundreds of loads in a row take them seconds to compile.
   let steps = select(0u, ${full}u, params.rows > 0u);
   ${each((at) => `var s${at} = 0.0;`)}
-  ${blocked ? each((at) => `var total${at} = 0.0;`) : ""}
-  for (var i0 = 0u; i0 < steps; i0 += ${perBlock}u) {
-    ${block}
-    ${blocked ? each((at) => `total${at} += s${at}; s${at} = 0.0;`) : ""}
-  }
+  ${body}
   ${tail > 0 ? `{\n    ${quantised ? inGroup(`${Math.floor(k / GROUP)}u`, rest) : rest}\n  }` : ""}
-  ${blocked ? each((at) => `s${at} += total${at};`) : ""}
   ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, r, c)} }`).join("\n    ")}\n  }`).join("\n  ")}
 }
 `;
