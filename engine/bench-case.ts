@@ -10,8 +10,8 @@ export interface CaseVariant {
   readonly rows: number;
   /** `params.offset` */
   readonly offset?: number;
-  /** Bindings that are this variant's own. */
-  readonly own: TwinBuffers;
+  /** Bindings that are this variant's own, made of the shared ones. */
+  readonly own: (shared: TwinBuffers) => TwinBuffers;
   /** What the twin says of some of the output. */
   readonly sample: (buffers: TwinBuffers) => Sample;
 }

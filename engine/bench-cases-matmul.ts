@@ -1,25 +1,33 @@
 /** The products of a model's blocks as cases: every role at its shape, in the tiles that an adapter may run. */
 import { floats } from "../kernels/case.ts";
 import type { Target, TwinBuffer, WeightType } from "../kernels/kernel.ts";
-import { type MatmulVariant, matmul, matmulTile } from "../kernels/matmul.ts";
+import {
+  fitsTextures,
+  type MatmulTile,
+  type MatmulVariant,
+  matmul,
+  matmulRowWords,
+  matmulTile,
+} from "../kernels/matmul.ts";
 import { quantiseRows } from "../kernels/quantise.ts";
 import { seededRandom } from "../kernels/random.ts";
 import { isQuantised, weightRowWords } from "../kernels/weight-load.ts";
 import { type BenchCase, CASE_SEED, type VariantChoice } from "./bench-case.ts";
 import { sampleMatmul } from "./bench-check.ts";
 import { MATRIX_ROLES, type MatrixRole, type NormRole } from "./decoder.ts";
-import type { DeviceLimits } from "./device.ts";
 import type { ModelFiles } from "./model-files.ts";
+import type { Platform } from "./platform.ts";
 import { planWeights } from "./weight-plan.ts";
 
-type Tile = ReturnType<typeof matmulTile>;
-
 /** The tiles to time for a product of `n` columns, the default first. */
-function matmulTiles(target: Target, epilogue: MatmulVariant["epilogue"], n: number, choice: VariantChoice): Tile[] {
-  const standard = matmulTile(target, epilogue, n);
+function matmulTiles(
+  target: Target,
+  { k, n, epilogue }: Pick<MatmulVariant, "k" | "n" | "epilogue">,
+  choice: VariantChoice,
+): MatmulTile[] {
+  const standard = matmulTile(target, { k, n, epilogue });
   if (choice === "default") return [standard];
   const shapes = [
-    [4, 1],
     [4, 2],
     [4, 4],
     [8, 1],
@@ -27,16 +35,29 @@ function matmulTiles(target: Target, epilogue: MatmulVariant["epilogue"], n: num
     [8, 4],
     [16, 1],
     [16, 2],
+    [16, 4],
   ];
   // Two weights double the sums, and more than 64 of them leave the registers.
   const most = epilogue === "glu" ? 32 : 64;
-  const tiles = [...new Set([standard.subgroup, 0])].flatMap((subgroup) =>
-    shapes
-      .filter(([rows, cols]) => rows * cols <= most)
-      .map(([tileRows, tileCols]): Tile => ({ ...standard, tileRows, tileCols, subgroup })),
+  const places = fitsTextures(k) ? [true, false] : [false];
+  const tiles = places.flatMap((textures) =>
+    [...new Set([standard.subgroup, 0])].flatMap((subgroup) =>
+      shapes
+        .filter(([rows, cols]) => rows * cols <= most)
+        .map(([tileRows, tileCols]): MatmulTile => ({ ...standard, tileRows, tileCols, subgroup, textures })),
+    ),
   );
-  const text = (tile: Tile) => JSON.stringify(Object.entries(tile).sort());
+  const text = (tile: MatmulTile) => JSON.stringify(Object.entries(tile).sort());
   return [standard, ...tiles.filter((tile) => text(tile) !== text(standard))];
+}
+
+/** Rows of weights, each padded with zeros to whole texels where a variant wants them so. */
+function paddedRows(rows: TwinBuffer, n: number, rowWords: number): TwinBuffer {
+  const words = rows.length / n;
+  if (words === rowWords) return rows;
+  const out = rows instanceof Uint32Array ? new Uint32Array(n * rowWords) : new Float32Array(n * rowWords);
+  for (let row = 0; row < n; row++) out.set(rows.subarray(row * words, (row + 1) * words), row * rowWords);
+  return out;
 }
 
 /** Rows of distinct random weights; a large matrix repeats them. A prime, so that a column taken for another shows. */
@@ -85,13 +106,13 @@ function f16Bits(value: number): number {
 export function matmulBenchCase(
   target: Target,
   name: string,
-  shape: Omit<MatmulVariant, keyof Tile>,
+  shape: Omit<MatmulVariant, keyof MatmulTile>,
   rows: number,
   choice: VariantChoice,
 ): BenchCase {
   const { k, n, weight, epilogue, bias, outStride } = shape;
   const names = epilogue === "glu" ? ["gate", "up"] : ["weight"];
-  const tiles = matmulTiles(target, epilogue, n, choice);
+  const tiles = matmulTiles(target, shape, choice);
   return {
     op: "matmul",
     name,
@@ -114,10 +135,11 @@ export function matmulBenchCase(
     variants: tiles.map((tile) => {
       const variant: MatmulVariant = { ...shape, ...tile };
       return {
-        variant: `${tile.tileRows}x${tile.tileCols} ${tile.lanes} lanes ${tile.subgroup > 0 ? `subgroup ${tile.subgroup}` : "plain"}`,
+        variant: `${tile.tileRows}x${tile.tileCols} ${tile.lanes} lanes ${tile.subgroup > 0 ? `subgroup ${tile.subgroup}` : "plain"}${tile.textures ? " textures" : ""}`,
         kernel: matmul(variant),
         rows,
-        own: {},
+        own: (shared) =>
+          Object.fromEntries(names.map((each) => [each, paddedRows(shared[each], n, matmulRowWords(variant))])),
         sample: (buffers) => sampleMatmul(variant, buffers, rows, CASE_SEED),
       };
     }),
@@ -140,12 +162,12 @@ function roleOutput(files: ModelFiles, role: MatrixRole): Pick<MatmulVariant, "e
 export async function matmulBenchCases(
   files: ModelFiles,
   target: Target,
-  limits: DeviceLimits,
+  platform: Platform,
   rows: number,
   choice: VariantChoice,
 ): Promise<BenchCase[]> {
   const { kvHeads, headDim } = files.spec.config;
-  const plan = await planWeights(files.checkpoint, files.spec, 1, limits);
+  const plan = await planWeights(files.checkpoint, files.spec, 1, platform);
   const { matrices } = plan.blocks[0];
   return MATRIX_ROLES.flatMap((role) => {
     const matrix = matrices[role];

@@ -19,9 +19,9 @@ import { type BatchShape, type BenchCase, CASE_SEED, type VariantChoice } from "
 import { matmulBenchCases } from "./bench-cases-matmul.ts";
 import { sampleAll, sampleAttention, type TwinBuffers } from "./bench-check.ts";
 import { NORM_ROLES } from "./decoder.ts";
-import type { DeviceLimits } from "./device.ts";
 import { DISPATCH_FLOPS, rowsPerDispatch } from "./dispatch-size.ts";
 import type { ModelFiles } from "./model-files.ts";
+import type { Platform } from "./platform.ts";
 
 function normBenchCases({ spec }: ModelFiles, target: Target, rows: number, choice: VariantChoice): BenchCase[] {
   const { hiddenSize, heads, kvHeads, headDim, norm: settings } = spec.config;
@@ -64,7 +64,7 @@ function normBenchCases({ spec }: ModelFiles, target: Target, rows: number, choi
             variant: subgroup > 0 ? `subgroup ${subgroup}` : "plain",
             kernel: norm(variant),
             rows,
-            own: {},
+            own: () => ({}),
             sample: (buffers) =>
               sampleAll((all) => normTwin(variant, all, rows), buffers, variant.output === "inPlace" ? "x" : "out"),
           };
@@ -101,7 +101,7 @@ function ropeBenchCases({ spec }: ModelFiles, { batch, tokens }: BatchShape): Be
           variant: "one lane a pair",
           kernel: rope(variant),
           rows,
-          own: {},
+          own: () => ({}),
           sample: (buffers) => sampleAll((all) => ropeTwin(variant, all, rows), buffers, "x"),
         },
       ],
@@ -127,7 +127,7 @@ function gatherBenchCase({ spec }: ModelFiles, { batch, tokens }: BatchShape): B
         variant: "one lane an element",
         kernel: rowGather({ d }),
         rows: batch,
-        own: {},
+        own: () => ({}),
         sample: (buffers) => sampleAll((all) => rowGatherTwin({ d }, all, batch), buffers, "out"),
       },
     ],
@@ -183,7 +183,7 @@ export function attentionBenchCases(
           variant: `${tiling.tileRows} rows ${tiling.subgroup > 0 ? `subgroup ${tiling.subgroup}` : "plain"}`,
           kernel: attention(variant),
           rows: tiles.length / 2,
-          own: { tiles },
+          own: () => ({ tiles }),
           sample: (buffers) => sampleAttention(variant, buffers, CASE_SEED),
         };
       }),
@@ -195,7 +195,7 @@ export function attentionBenchCases(
 export async function modelBenchCases(
   files: ModelFiles,
   target: Target,
-  limits: DeviceLimits,
+  platform: Platform,
   shape: BatchShape,
   choice: VariantChoice,
 ): Promise<BenchCase[]> {
@@ -203,7 +203,7 @@ export async function modelBenchCases(
   // As the forward pass cuts them: what takes long goes in several dispatches.
   const products = Math.min(rows, rowsPerDispatch(files.spec.config, DISPATCH_FLOPS));
   return [
-    ...(await matmulBenchCases(files, target, limits, products, choice)),
+    ...(await matmulBenchCases(files, target, platform, products, choice)),
     ...attentionBenchCases(files, target, shape, choice),
     ...normBenchCases(files, target, rows, choice),
     ...ropeBenchCases(files, shape),
@@ -239,7 +239,7 @@ export function otherBenchCase(target: Target, op: string): BenchCase {
         kernel: each.kernel,
         rows: each.rows,
         offset: each.offset,
-        own: {},
+        own: () => ({}),
         sample: (buffers) => sampleAll(each.twin, buffers, output),
       },
     ],

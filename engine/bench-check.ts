@@ -4,9 +4,8 @@
  */
 import { type AttentionVariant, attentionTwin } from "../kernels/attention.ts";
 import type { TwinBuffer } from "../kernels/kernel.ts";
-import { type MatmulVariant, matmulTwin } from "../kernels/matmul.ts";
+import { type MatmulVariant, matmulRowWords, matmulTwin } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
-import { weightRowWords } from "../kernels/weight-load.ts";
 
 export type TwinBuffers = Readonly<Record<string, TwinBuffer>>;
 
@@ -67,7 +66,7 @@ const MATMUL_COLUMNS = 41;
 
 /** The twin of some rows and columns of a product: a product itself, of gathered rows of x and of the weights. */
 export function sampleMatmul(variant: MatmulVariant, buffers: TwinBuffers, rows: number, seed: number): Sample {
-  const { k, n, weight, outStride, outOffset } = variant;
+  const { k, n, outStride, outOffset } = variant;
   const someRows = sampled(rows, MATMUL_ROWS, seed);
   const columns = sampled(n, MATMUL_COLUMNS, seed + 1);
   const places = Uint32Array.from(
@@ -78,7 +77,7 @@ export function sampleMatmul(variant: MatmulVariant, buffers: TwinBuffers, rows:
     if (name === "out") continue;
     else if (name === "x") small[name] = gather(data, someRows, k);
     else if (name.toLowerCase().endsWith("bias")) small[name] = gather(data, columns, 1);
-    else small[name] = gather(data, columns, weightRowWords(weight, k));
+    else small[name] = gather(data, columns, matmulRowWords(variant));
   }
   matmulTwin({ ...variant, n: columns.length, outStride: columns.length, outOffset: 0 }, small, someRows.length);
   return { places, values: small["out"] };

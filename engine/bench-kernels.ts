@@ -1,6 +1,6 @@
 /** Kernels, one by one: checked against their twins, then timed, the variants of one shape in turn. */
 import { StratumError } from "../errors.ts";
-import type { Cost, Extent, WeightType } from "../kernels/kernel.ts";
+import type { Cost, Extent, TwinBuffer, WeightType } from "../kernels/kernel.ts";
 import type { BatchShape, BenchCase, CaseVariant, VariantChoice } from "./bench-case.ts";
 import { BLOCK_OPS, modelBenchCases, otherBenchCase, otherOps } from "./bench-cases.ts";
 import { matmulBenchCase } from "./bench-cases-matmul.ts";
@@ -17,6 +17,7 @@ import {
 import type { DeviceBuffer } from "./device.ts";
 import type { Engine } from "./model.ts";
 import type { ModelFiles } from "./model-files.ts";
+import { platformOf } from "./platform.ts";
 
 /** A kernel that does not compute what its twin does; it is not timed. */
 export interface WrongKernel {
@@ -114,7 +115,22 @@ export async function prepareCase(
   const { deadline = Number.POSITIVE_INFINITY, signal } = limits;
   const { name, shape, output } = bench;
   const host = bench.buffers();
-  const bound = Object.fromEntries(Object.entries(host).map(([key, data]) => [key, shared.add(key, data)]));
+  const bound: Record<string, DeviceBuffer> = {};
+  /** What a variant binds: its own, textures of host data, and the shared buffers, made when the first wants them. */
+  const bindingsOf = ({ kernel }: CaseVariant, own: TwinBuffers) => {
+    const given: Record<string, TwinBuffer | DeviceBuffer> = {};
+    for (const { name, access } of kernel.bindings) {
+      if (name === "params") continue;
+      const data = own[name] ?? host[name];
+      if (access === "texture" || data !== host[name]) {
+        given[name] = data;
+        continue;
+      }
+      bound[name] ??= shared.add(name, data);
+      given[name] = bound[name];
+    }
+    return given;
+  };
   const sound: { each: CaseVariant; kernel: PreparedKernel }[] = [];
   const wrong: WrongKernel[] = [];
   const left: string[] = [];
@@ -128,9 +144,10 @@ export async function prepareCase(
         left.push(`${name} ${each.variant}`);
         continue;
       }
-      const kernel = await prepareKernel(engine, each.kernel, { ...bound, ...each.own }, each.rows, each.offset);
+      const own = each.own(host);
+      const kernel = await prepareKernel(engine, each.kernel, bindingsOf(each, own), each.rows, each.offset);
       sound.push({ each, kernel });
-      const fault = await faultOf(engine, kernel, each, { host, bound, output });
+      const fault = await faultOf(engine, kernel, each, { host: { ...host, ...own }, bound, output });
       if (fault === null) continue;
       wrong.push({ name, shape, variant: each.variant, fault });
       sound.pop();
@@ -153,7 +170,7 @@ async function faultOf(
   for (const { name, access } of variant.kernel.bindings) {
     if (access === "read_write") device.write(bound[name], host[name] as ArrayBufferView<ArrayBuffer>);
   }
-  const sample = variant.sample({ ...host, ...variant.own });
+  const sample = variant.sample(host);
   await kernel.run(1);
   const bytes = await kernel.read(output);
   return sampleFault(host[output] instanceof Uint32Array ? new Uint32Array(bytes) : new Float32Array(bytes), sample);
@@ -172,13 +189,13 @@ export interface CaseRequest extends BatchShape {
  */
 export async function casesFor(engine: Engine, files: ModelFiles, request: CaseRequest): Promise<BenchCase[]> {
   const { op, variants } = request;
-  const { target, device } = engine;
+  const { target } = engine;
   if (op !== undefined && !BLOCK_OPS.includes(op)) {
     const others = otherOps(target);
     if (others.includes(op)) return [otherBenchCase(target, op)];
     throw new StratumError("usage/op", `there is no op '${op}'`, `give one of ${[...BLOCK_OPS, ...others].join(", ")}`);
   }
-  const all = await modelBenchCases(files, target, device.info.limits, request, variants);
+  const all = await modelBenchCases(files, target, platformOf(engine), request, variants);
   const cases = op === undefined ? all : all.filter((each) => each.op === op);
   if (cases.length > 0) return cases;
   throw new StratumError("usage/op", `${files.name} has no ${op}`, "choose another --op, or other --shapes");

@@ -1,8 +1,9 @@
 /** Timing of dispatches: long enough to mean something, interleaved, with median and spread. */
 import { type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
-import type { DeviceBuffer } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device.ts";
 import type { Engine } from "./model.ts";
 import { Recorder } from "./recorder.ts";
+import { textureOf } from "./run-kernel.ts";
 
 /** Work on the GPU that can be run again and again. Disposing it frees its buffers. */
 export interface Timed extends Disposable {
@@ -65,17 +66,28 @@ export async function prepareKernel(
   const pipeline = await pipelines.get(kernel);
   const owned = ownedBuffers(engine);
   const bound: Record<string, DeviceBuffer> = {};
+  const textures: Record<string, DeviceTexture> = {};
+  const dispose = () => {
+    owned[Symbol.dispose]();
+    for (const texture of Object.values(textures)) texture.destroy();
+  };
   const setOffset = (value: number) => device.write(bound["params"], Uint32Array.of(rows, value, 0, 0));
   try {
-    for (const { name } of kernel.bindings) {
+    for (const binding of kernel.bindings) {
+      const { name, access } = binding;
       if (name === "params") continue;
       const given = buffers[name];
+      if (access === "texture") {
+        if (!ArrayBuffer.isView(given)) throw new Error(`the texture ${name} of ${kernel.key} is made of host data`);
+        textures[name] = textureOf(device, binding, given);
+        continue;
+      }
       bound[name] = typeof given === "object" && "gpu" in given ? given : owned.add(name, given);
     }
     bound["params"] = owned.add("params", PARAMS_BYTES, "uniform");
     setOffset(offset);
   } catch (cause) {
-    owned[Symbol.dispose]();
+    dispose();
     throw cause;
   }
   return {
@@ -90,9 +102,9 @@ export async function prepareKernel(
     },
     run: (times) =>
       timeSubmission(engine, (recorder) => {
-        for (let i = 0; i < times; i++) recorder.dispatch(pipeline, bound, rows);
+        for (let i = 0; i < times; i++) recorder.dispatch(pipeline, { ...bound, ...textures }, rows);
       }),
-    [Symbol.dispose]: () => owned[Symbol.dispose](),
+    [Symbol.dispose]: dispose,
   };
 }
 

@@ -39,7 +39,7 @@ async function withBound<T>(
 }
 
 /** A texture of a binding's form that holds words one after another. */
-function textureOf(device: Device, { name, type, texels = 1 }: Binding, data: TwinBuffer): DeviceTexture {
+export function textureOf(device: Device, { name, type, texels = 1 }: Binding, data: TwinBuffer): DeviceTexture {
   const rowWords = 4 * texels;
   const height = Math.max(1, Math.ceil(data.length / rowWords));
   const Words = data instanceof Uint32Array ? Uint32Array : Float32Array;
