@@ -16,7 +16,7 @@ import { StratumError } from "../errors.ts";
 import { addBenchModelOptions, type BenchModelFlags, heldType, withBenchModel } from "./bench-model.ts";
 import { addReportOptions, betweenCeilings, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { loadPlanned, positiveInteger, withEngine } from "./common.ts";
-import { startProgress, stopping } from "./terminal.ts";
+import { note, startProgress, stopping } from "./terminal.ts";
 
 interface BenchListFlags extends BenchModelFlags, ReportFlags {
   readonly layer: string;
@@ -162,8 +162,9 @@ async function runBenchList(flags: BenchListFlags, bench: ListBench): Promise<nu
         const progress = startProgress(runs + 1, "rounds");
         const signal = stopping()?.signal;
         const onRound = () => progress.add(1, 0);
+        const onSide = (name: string, shape: string) => progress.aside(() => note(`timing  ${name}: ${shape}`));
         try {
-          return await bench.run(model, { ...sizes, layer, runs, seed, maxSeconds, dtype, signal, onRound });
+          return await bench.run(model, { ...sizes, layer, runs, seed, maxSeconds, dtype, signal, onRound, onSide });
         } finally {
           progress.stop();
         }

@@ -61,11 +61,11 @@ function shareOf(gflops: number, gbps: number, ceilings: Ceilings): number {
   return Math.max(gflops / ceilings.gflops, gbps / ceilings.gbps);
 }
 
-/** Rows with the shares that ceilings give them, which were measured later. */
+/** Rows with the shares that ceilings give them, which were measured later; a row that has one keeps it. */
 export function withCeilings(rows: readonly BenchRow[], ceilings: Ceilings): BenchRow[] {
   return rows.map((row) => {
     const { gflops, gbps } = row;
-    if (gflops === null && gbps === null) return row;
+    if (row.ceiling_share !== null || (gflops === null && gbps === null)) return row;
     return { ...row, ceiling_share: rounded(shareOf(gflops ?? 0, gbps ?? 0, ceilings), 3) };
   });
 }

@@ -35,6 +35,8 @@ interface Side {
 interface SideOptions {
   readonly runs: number;
   readonly onRound?: ((round: number) => void) | undefined;
+  /** Called before a side's first counted run. */
+  readonly onSide?: ((name: string, shape: string) => void) | undefined;
   readonly dtype?: string | undefined;
   readonly ceilings?: Ceilings | null | undefined;
   /** No run begins that would end after so many seconds, as far as earlier ones tell; every side gets one. */
@@ -59,7 +61,7 @@ async function interleave(
   model: Model,
   sides: readonly Side[],
   group: SequenceGroup,
-  { runs, onRound, dtype = "", ceilings = null, maxSeconds, signal }: SideOptions,
+  { runs, onRound, onSide, dtype = "", ceilings = null, maxSeconds, signal }: SideOptions,
 ): Promise<BenchRow[]> {
   const { spec } = model.files;
   const end = maxSeconds === undefined ? Number.POSITIVE_INFINITY : performance.now() + 1000 * maxSeconds;
@@ -72,6 +74,7 @@ async function interleave(
     for (const [s, side] of sides.entries()) {
       signal?.throwIfAborted();
       if (round > 0 && performance.now() + Math.max(...times[s]) > end) continue;
+      if (round === 0) onSide?.(side.name, side.shape);
       const { ms, batches } = await runSide(side, group);
       times[s].push(ms);
       const layer = Math.max(...side.runner.layers);

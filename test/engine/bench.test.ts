@@ -6,7 +6,7 @@ import { linearFit } from "../../engine/bench-fit.ts";
 import { benchForward, benchForwardFits, randomBatch } from "../../engine/bench-forward.ts";
 import { benchCases, casesFor, productCase } from "../../engine/bench-kernels.ts";
 import { measurePeak } from "../../engine/bench-peak.ts";
-import { rates } from "../../engine/bench-row.ts";
+import { rates, withCeilings } from "../../engine/bench-row.ts";
 import { interleaveTimed, spreadOf, type Timed } from "../../engine/bench-timer.ts";
 import { CONFIGURATIONS, readConfiguration } from "../../engine/configurations.ts";
 import { loadModel } from "../../engine/hidden-states.ts";
@@ -81,6 +81,16 @@ describe("numbers", () => {
     expect(of(50e6, 1e6)).toMatchObject({ gflops: 50, gbps: 1, ceiling_share: 0.5 });
     expect(of(10e6, 8e6)).toMatchObject({ gflops: 10, gbps: 8, ceiling_share: 0.8 });
     expect(of(0, 8e6)).toMatchObject({ gflops: null, gbps: 8, ceiling_share: 0.8 });
+  });
+
+  it("gives later ceilings to rows that have no share yet", () => {
+    const row = (gflops: number | null, gbps: number | null, ceiling_share: number | null) => ({
+      ...{ name: "a", shape: "s", dtype: "f32", variant: "v", median_ms: 1, iqr_ms: 0, runs: 1 },
+      ...{ gflops, gbps, ceiling_share },
+    });
+    const rows = [row(50, 1, null), row(null, 8, null), row(null, null, null), row(50, 1, 1)];
+    const shares = withCeilings(rows, { gflops: 100, gbps: 10 }).map(({ ceiling_share }) => ceiling_share);
+    expect(shares).toEqual([0.5, 0.8, null, 1]);
   });
 
   it("runs works in turn, and each once when the time is over", async () => {
