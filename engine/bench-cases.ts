@@ -2,8 +2,9 @@
 import {
   type AttentionVariant,
   attention,
-  attentionDefaults,
+  attentionChoices,
   attentionExtent,
+  attentionTile,
   attentionTiles,
 } from "../kernels/attention.ts";
 import { floats } from "../kernels/case.ts";
@@ -145,17 +146,8 @@ export function attentionBenchCases(
   const { batch, tokens } = shape;
   const rows = batch * tokens;
   const windows = [...new Set(spec.blocks.map(({ window }) => window ?? 0))];
-  const standard = attentionDefaults(target, headDim);
-  const others = [...new Set([standard.subgroup, 0])].flatMap((subgroup) =>
-    [2, 4, 8].map((tileRows) => ({ tileRows, subgroup })),
-  );
-  const tilings =
-    choice === "all"
-      ? [
-          standard,
-          ...others.filter((each) => each.tileRows !== standard.tileRows || each.subgroup !== standard.subgroup),
-        ]
-      : [standard];
+  const standard = attentionTile(target, headDim);
+  const tilings = choice === "all" ? attentionChoices(target, headDim) : [standard];
   return windows.map((window) => {
     const common = { heads, kvHeads, headDim, scale: spec.blocks[0].attentionScale, softcap: softcap ?? 0, window };
     const sequences = Array.from({ length: batch }, () => ({ sequences: [new Int32Array(tokens)] }));
@@ -180,10 +172,10 @@ export function attentionBenchCases(
         const variant: AttentionVariant = { ...common, ...tiling };
         const tiles = attentionTiles(spans, rows, tiling.tileRows);
         return {
-          variant: `${tiling.tileRows} rows ${tiling.subgroup > 0 ? `subgroup ${tiling.subgroup}` : "plain"}`,
+          variant: `${tiling.tileRows} rows ${tiling.subgroup > 0 ? `subgroup ${tiling.subgroup}` : "plain"}${tiling.textures ? " textures" : ""}`,
           kernel: attention(variant),
           rows: tiles.length / 2,
-          own: () => ({ tiles }),
+          own: (shared) => ({ tiles, ...(tiling.textures ? { q: shared["q"], kv: shared["kv"] } : {}) }),
           sample: (buffers) => sampleAttention(variant, buffers, CASE_SEED),
         };
       }),

@@ -2,7 +2,7 @@
  * The truncated forward pass: records the blocks below the deepest tapped layer on a packed batch, as their description
  * says. In the last block only the rows that are read out are computed past the keys and values.
  */
-import { attention, attentionDefaults } from "../kernels/attention.ts";
+import { attention } from "../kernels/attention.ts";
 import type { Extent } from "../kernels/kernel.ts";
 import { type MatmulVariant, matmul } from "../kernels/matmul.ts";
 import { type NormVariant, norm, normDefaults } from "../kernels/norm.ts";
@@ -16,9 +16,8 @@ import type { BoundBuffer, Pipeline } from "./pipelines.ts";
 import type { WorkspaceName } from "./plan.ts";
 import type { DispatchNote, Recorder } from "./recorder.ts";
 
-export type Workspace = Readonly<Record<Exclude<WorkspaceName, "packed">, DeviceBuffer>> & {
-  readonly packed: DeviceTexture;
-};
+export type Workspace = Readonly<Record<Exclude<WorkspaceName, "packed" | "packedKeys">, DeviceBuffer>> &
+  Readonly<Record<"packed" | "packedKeys", DeviceTexture>>;
 
 /** A uniform that holds (rows, offset). */
 export type Params = (rows: number, offset?: number) => BoundBuffer;
@@ -94,7 +93,7 @@ function normKernel(model: LoadedModel, spec: BlockSpec, role: NormRole, weights
 
 async function blockKernels(model: LoadedModel, index: number): Promise<BlockKernels> {
   const { engine, blocks } = model;
-  const { target, pipelines } = engine;
+  const { pipelines } = engine;
   const { heads, kvHeads, headDim, softcap, ropes } = model.spec.config;
   const spec = model.spec.blocks[index];
   const { norms, matrices } = blocks[index];
@@ -117,7 +116,7 @@ async function blockKernels(model: LoadedModel, index: number): Promise<BlockKer
     scale: spec.attentionScale,
     softcap: softcap ?? 0,
     window: spec.window ?? 0,
-    ...attentionDefaults(target, headDim),
+    ...model.plan.attention,
   });
   const [attended, ropeQuery, ropeKey, madeNorms, madeMatmuls] = await Promise.all([
     pipelines.get(attend),
@@ -140,12 +139,12 @@ async function blockKernels(model: LoadedModel, index: number): Promise<BlockKer
 /** Compiles, in parallel, the kernels that a model needs. */
 export async function forwardKernels(model: LoadedModel): Promise<ForwardKernels> {
   const { engine, spec, blocks } = model;
-  const { hiddenSize: d, headDim } = spec.config;
+  const { hiddenSize: d } = spec.config;
   const [gather, made] = await Promise.all([
     engine.pipelines.get(rowGather({ d })),
     Promise.all(blocks.map((_, index) => blockKernels(model, index))),
   ]);
-  return { gather, blocks: made, tileRows: attentionDefaults(engine.target, headDim).tileRows };
+  return { gather, blocks: made, tileRows: model.plan.attention.tileRows };
 }
 
 /** Rows that go through one step, with the spans, rows of the rotation table and attention tiles of those rows. */
@@ -192,9 +191,13 @@ export function recordBlock(
   const spec = model.spec.blocks[index];
   const block: BlockWeights = model.blocks[index];
   const made = kernels.blocks[index];
-  const { x, normed, query, kv, attended, ffn, packed } = workspace;
-  /** The buffer whose contents the texture holds. */
+  const { x, normed, query, kv, attended, ffn, packed, packedKeys } = workspace;
+  /** The buffer whose contents `packed` holds. */
   let held: DeviceBuffer | null = null;
+  const hold = (input: DeviceBuffer, words: number): void => {
+    if (held !== input) recorder.copyToTexture(input, packed, 4 * words);
+    held = input;
+  };
 
   /** What may take long goes in several dispatches; a row's sums are its own, so the cut changes no bit. */
   const run = (
@@ -214,10 +217,7 @@ export function recordBlock(
   };
   const multiply = (role: MatrixRole, input: DeviceBuffer, out: DeviceBuffer, rows: number): void => {
     const matrix = block.matrices[role] as WeightMatrix;
-    if (matrix.tile.textures && held !== input) {
-      recorder.copyToTexture(input, packed, 4 * rows * matrix.k);
-      held = input;
-    }
+    if (matrix.tile.textures) hold(input, rows * matrix.k);
     for (const [part, { buffer, n0, n }] of matrix.parts.entries()) {
       const slice = (bias: DeviceBuffer | null) => (bias === null ? undefined : biasSlice(bias, n0, n));
       const { up } = block.matrices;
@@ -277,7 +277,14 @@ export function recordBlock(
   turn("ropeQuery", made.ropeQuery, query, some);
   const spans = { spans: some.spans, tiles: some.tiles };
   const reach = (first: number, end: number) => some.reach(spec.window, first, end);
-  run("attention", made.attention, { q: query, kv, ...spans, out: attended }, some.tileCount, steps.tiles, reach);
+  const { heads, headDim, kvHeads } = model.spec.config;
+  let attends: Readonly<Record<"q" | "kv", BoundBuffer>> = { q: query, kv };
+  if (model.plan.attention.textures) {
+    recorder.copyToTexture(kv, packedKeys, 4 * all.rows * 2 * kvHeads * headDim);
+    hold(query, some.rows * heads * headDim);
+    attends = { q: packed, kv: packedKeys };
+  }
+  run("attention", made.attention, { ...attends, ...spans, out: attended }, some.tileCount, steps.tiles, reach);
 
   const parallel = spec.parallel ? normedBy("ffnNorm", stream, some.rows) : null;
   join("attentionOut", "attentionOutNorm", attended, stream, some.rows);

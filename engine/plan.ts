@@ -12,7 +12,7 @@ import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } f
 import { checkPlan, limitOf, type PlannedMemory, plannedTexture, sumBytes } from "./planned-buffer.ts";
 import type { Platform } from "./platform.ts";
 import { ropeRegions } from "./rope-table.ts";
-import { blockBuffers, planWeights, type WeightPlan, widestTexture } from "./weight-plan.ts";
+import { blockBuffers, planWeights, type TextureWidths, textureWidths, type WeightPlan } from "./weight-plan.ts";
 
 /** What a run gives: scores made on the GPU, one state a sequence, or the states of all tokens. */
 export type RunOutput = "scores" | "pooled" | "all";
@@ -29,8 +29,8 @@ export interface WorkspaceSize {
   readonly output: RunOutput;
   /** Default `last`. Means nothing for the output `all`. */
   readonly pooling?: RunPooling | undefined;
-  /** Values of the widest row that a matmul takes out of a texture (`widestTexture`); default 0: none does. */
-  readonly packed?: number;
+  /** What kernels take out of textures; absent: none does. */
+  readonly textures?: TextureWidths;
   /** See {@link DISPATCH_FLOPS}, the default. */
   readonly dispatchFlops?: number;
 }
@@ -62,6 +62,7 @@ const WORKSPACE_NAMES = [
   "attended",
   "ffn",
   "packed",
+  "packedKeys",
   "spans",
   "tiles",
   "ropeTable",
@@ -89,7 +90,7 @@ export type WorkspacePlan = ReadonlyMap<WorkspaceName, PlannedMemory>;
  * all rows.
  */
 export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePlan {
-  const { rows, taps, output, pooling = "last", packed = 0 } = size;
+  const { rows, taps, output, pooling = "last", textures } = size;
   const { hiddenSize: d, heads, kvHeads, headDim, ffn } = spec.config;
   const pooled = output === "all" ? 0 : readRows(rows);
   const [read, means] = pooling === "mean" ? [0, pooled] : [pooled, 0];
@@ -103,7 +104,8 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     kv: rows * 2 * kvHeads * headDim,
     attended: rows * heads * headDim,
     ffn: rows * ffn,
-    packed: rows * packed,
+    packed: rows * (textures?.packed ?? 0),
+    packedKeys: rows * (textures?.packedKeys ?? 0),
     spans: rows * 4,
     tiles: rows * 2,
     ropeTable: ropeRegions(spec.config, rows).reduce((sum, { bytes }) => sum + bytes, 0) / 4,
@@ -121,7 +123,8 @@ export function planWorkspace(spec: ModelSpec, size: WorkspaceSize): WorkspacePl
     staging,
   };
   const plan = (name: WorkspaceName): PlannedMemory => {
-    if (name === "packed") return plannedTexture(name, ...lineTexture(words[name]), "rgba32float");
+    if (name === "packed" || name === "packedKeys")
+      return plannedTexture(name, ...lineTexture(words[name]), "rgba32float");
     const use = name === "params" ? "uniform" : name === "staging" ? "readback" : "storage";
     return { label: name, bytes: bufferBytes(4 * words[name]), use };
   };
@@ -204,7 +207,7 @@ export async function planRun(
 ): Promise<RunPlan> {
   const { limits } = platform;
   const weights = await planWeights(checkpoint, spec, Math.max(...layers), platform);
-  const size = { taps: layers.length, output, pooling, packed: widestTexture(weights) };
+  const size = { taps: layers.length, output, pooling, textures: textureWidths(weights) };
   const { budget } = batchBudget(spec, limits, { ...size, batchTokens });
   const workspace = planWorkspace(spec, { ...size, rows: budget });
   checkPlan([...weights.blocks.flatMap(blockBuffers), ...workspace.values()], limits);

@@ -30,7 +30,7 @@ import {
 import { checkPlan, createPlanned, type PlannedMemory, sumBytes } from "./planned-buffer.ts";
 import { Recorder } from "./recorder.ts";
 import { longFrom, ropeRegions, ropeTables, turnRows } from "./rope-table.ts";
-import { widestTexture } from "./weight-plan.ts";
+import { textureWidths } from "./weight-plan.ts";
 
 /** A pair of sequences, as indices into a batch's. */
 export type SequencePair = readonly [number, number];
@@ -94,7 +94,7 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     throw new StratumError("usage/layer", `layers [${layers.join(", ")}] name one twice`, "ask for each layer once");
   }
   const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
-  const size = { taps: layers.length, output, pooling, dispatchFlops, packed: widestTexture(model.plan) };
+  const size = { taps: layers.length, output, pooling, dispatchFlops, textures: textureWidths(model.plan) };
   const granted = batchBudget(spec, device.info.limits, { ...size, batchTokens });
   const { maxBudget } = granted;
   let budget = granted.budget;

@@ -3,6 +3,7 @@
  * headers alone.
  */
 import { StratumError } from "../errors.ts";
+import type { AttentionTile } from "../kernels/attention.ts";
 import type { WeightType } from "../kernels/kernel.ts";
 import { type MatmulTile, matmulRowWords } from "../kernels/matmul.ts";
 import type { Checkpoint } from "../weights/checkpoint.ts";
@@ -61,6 +62,7 @@ export interface WeightPlan {
   /** Blocks that are loaded: the deepest asked-for layer. */
   readonly depth: number;
   readonly blocks: readonly PlannedBlock[];
+  readonly attention: AttentionTile;
   /** Bytes on the GPU. */
   readonly bytes: number;
   /** Bytes of the tensors that are read from disk whole; embedding rows come on demand. */
@@ -192,13 +194,27 @@ export async function planWeights(
   for (const name of tensorsTo(spec, depth)) {
     if (name !== spec.embedding) diskBytes += (await checkpoint.info(name)).byteLength;
   }
-  return { spec, depth, blocks, diskBytes, bytes: sumBytes(blocks.flatMap(blockBuffers)) };
+  const attention = platform.attention(spec.config.headDim);
+  return { spec, depth, blocks, attention, diskBytes, bytes: sumBytes(blocks.flatMap(blockBuffers)) };
 }
 
-/** Values of the widest row that a planned matrix multiplies out of a texture; 0: none does. */
-export function widestTexture({ blocks }: Pick<WeightPlan, "blocks">): number {
+/** Values of the rows that kernels take out of textures; 0: none does. */
+export interface TextureWidths {
+  /** The widest input of a matrix, or the queries. */
+  readonly packed: number;
+  /** Keys and values. */
+  readonly packedKeys: number;
+}
+
+export function textureWidths({ blocks, spec, attention }: WeightPlan): TextureWidths {
+  const { heads, kvHeads, headDim } = spec.config;
   const planned = blocks.flatMap(({ matrices }) => MATRIX_ROLES.flatMap((role) => matrices[role] ?? []));
-  return planned.reduce((most, { spec, tile }) => (tile.textures ? Math.max(most, spec.k) : most), 0);
+  const inputs = planned.map((matrix) => (matrix.tile.textures ? matrix.spec.k : 0));
+  const attends = attention.textures && blocks.length > 0;
+  return {
+    packed: Math.max(0, ...inputs, attends ? heads * headDim : 0),
+    packedKeys: attends ? 2 * kvHeads * headDim : 0,
+  };
 }
 
 /** All buffers of a planned block. */

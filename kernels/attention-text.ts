@@ -15,6 +15,8 @@ export interface AttentionVariant {
   readonly window: number;
   readonly tileRows: number;
   readonly subgroup: number;
+  /** Queries, keys and values lie in textures (see texture.ts), not in buffers; with subgroups only. */
+  readonly textures: boolean;
 }
 
 /** Lanes, and keys a block, of the variant without subgroups. */
@@ -29,9 +31,9 @@ const MOST_COLUMNS: Readonly<Record<number, number>> = { 8: 32 };
  */
 const MOST_WRITTEN_OUT: Readonly<Record<number, number>> = { 8: 32 };
 /** Stands for minus infinity, which WGSL does not have: exp(LOWEST - x) is 0 for every score x. */
-const LOWEST = "-1e30";
+export const LOWEST = "-1e30";
 
-/** Everything below the declarations: helper, entry point, body. */
+/** Everything below the declarations, of buffers: helper, entry point, body. */
 export function attentionText(variant: AttentionVariant): string {
   return variant.subgroup > 0 ? subgroupText(variant) : plainText(variant);
 }
@@ -52,19 +54,25 @@ function prologue(variant: AttentionVariant, block: number): string {
   let begin = ${window > 0 ? `(max(span.w + 1u, ${window}u) - ${window}u) / ${block}u * ${block}u` : "0u"};`;
 }
 
-/** Row r sees the lane's key, a WGSL expression. */
-function sees(variant: AttentionVariant, r: number): string {
-  return variant.window > 0 ? `(t <= at${r} && t + ${variant.window}u > at${r})` : `(t <= at${r})`;
+/** Row r sees the key at position `t`, a WGSL expression. */
+export function sees({ window }: AttentionVariant, r: number, t = "t"): string {
+  return window > 0 ? `(${t} <= at${r} && ${t} + ${window}u > at${r})` : `(${t} <= at${r})`;
 }
 
-function keyRowFunction(variant: AttentionVariant): string {
+/** The row in which position t of a sequence lies. */
+export function keyRowFunction(): string {
   return `fn keyRow(t: u32, span: vec4<u32>) -> u32 {
-  return select(span.z + t - span.y, span.x + t, t < span.y) * ${2 * variant.kvHeads * variant.headDim}u;
+  return select(span.z + t - span.y, span.x + t, t < span.y);
 }`;
 }
 
+/** Where the keys and values of a row begin. */
+function kvStart({ kvHeads, headDim }: AttentionVariant, t: string): string {
+  return `keyRow(min(${t}, end - 1u), span) * ${2 * kvHeads * headDim}u`;
+}
+
 /** The score of a row's product with a key, a WGSL expression. */
-function scoreOf({ scale, softcap }: AttentionVariant, product: string): string {
+export function scoreOf({ scale, softcap }: AttentionVariant, product: string): string {
   return softcap > 0
     ? `${wgslFloat(softcap)} * bounded(${product} * ${wgslFloat(scale / softcap)})`
     : `${product} * ${wgslFloat(scale)}`;
@@ -74,7 +82,7 @@ function scoreOf({ scale, softcap }: AttentionVariant, product: string): string 
  * tanh of our own: WGSL's may overflow or cancel. Near 0 the polynomial of Cephes' tanhf, within 2 ULP; else 1 and e^-2|u|,
  * which only underflows. NaN stays NaN.
  */
-function boundedFunction({ softcap }: AttentionVariant): string {
+export function boundedFunction({ softcap }: AttentionVariant): string {
   if (softcap === 0) return "";
   return `fn bounded(u: f32) -> f32 {
   let e = exp(-2.0 * abs(u));
@@ -138,17 +146,17 @@ function subgroupText(variant: AttentionVariant): string {
     ].join("\n      ");
   };
   /** Sums += the lane's columns of the value of key u of the block, a WGSL expression. */
-  const addValues = (u: string, take: string) => `let value = keyRow(min(t0 + ${u}, end - 1u), span) + vHead;
+  const addValues = (u: string, take: string) => `let value = ${kvStart(variant, `t0 + ${u}`)} + vHead;
       ${rows.map((r) => `let b${r} = ${take}(p${r}, ${u});`).join(" ")}
       ${columns.map((c) => `let v${c} = kv[value + ${load(c)}]; ${rows.map((r) => `o${r}_${c} = fma(b${r}, v${c}, o${r}_${c});`).join(" ")}`).join("\n      ")}`;
-  return `${keyRowFunction(variant)}
+  return `${keyRowFunction()}
 ${boundedFunction(variant)}@compute @workgroup_size(${subgroup})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   ${prologue(variant, subgroup)}
   ${rows.map((r) => `var m${r} = ${LOWEST}; var l${r} = 0.0; ${columns.map((c) => `var o${r}_${c} = 0.0;`).join(" ")}`).join("\n  ")}
   for (var t0 = begin; t0 < end; t0 += ${subgroup}u) {
     let t = t0 + lane;
-    let key = keyRow(min(t, end - 1u), span) + kHead;
+    let key = ${kvStart(variant, "t")} + kHead;
     ${rows.map((r) => `var s${r} = 0.0;`).join(" ")}
     ${full > 0 ? `for (var e0 = 0u; e0 < one * ${full * subgroup}u; e0 += ${subgroup}u) {\n      ${dot(subgroup)}\n    }` : ""}
     ${tail > 0 ? `{\n      let e0 = ${full * subgroup}u;\n      ${dot(tail)}\n    }` : ""}
@@ -192,7 +200,7 @@ function plainText(variant: AttentionVariant): string {
   const other = (r: number) => `scores[${r * PLAIN_LANES}u + j]`;
   return `var<workgroup> queries: array<f32, ${tileRows * headDim}>; // (tileRows, E)
 var<workgroup> scores: array<f32, ${tileRows * PLAIN_LANES}>; // (tileRows, keys of a block): scores, then probabilities
-${keyRowFunction(variant)}
+${keyRowFunction()}
 ${boundedFunction(variant)}@compute @workgroup_size(${PLAIN_LANES})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   ${prologue(variant, PLAIN_LANES)}
@@ -202,7 +210,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   ${rows.map((r) => `var m${r} = ${LOWEST}; var l${r} = 0.0; ${columns.map((c) => `var o${r}_${c} = 0.0;`).join(" ")}`).join("\n  ")}
   for (var t0 = begin; t0 < end; t0 += ${PLAIN_LANES}u) {
     let t = t0 + lane;
-    let key = keyRow(min(t, end - 1u), span) + kHead;
+    let key = ${kvStart(variant, "t")} + kHead;
     ${rows.map((r) => `var s${r} = 0.0;`).join(" ")}
     workgroupBarrier();
     for (var e = 0u; e < one * ${headDim}u; e++) {
@@ -220,7 +228,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     ${rows.map((r) => `let f${r} = exp(m${r} - n${r}); m${r} = n${r}; l${r} *= f${r}; ${columns.map((c) => `o${r}_${c} *= f${r};`).join(" ")}`).join("\n    ")}
     workgroupBarrier();
     for (var j = 0u; j < one * ${PLAIN_LANES}u; j++) {
-      let value = keyRow(min(t0 + j, end - 1u), span) + vHead;
+      let value = ${kvStart(variant, "t0 + j")} + vHead;
       ${rows.map((r) => `let p${r} = ${other(r)}; l${r} += p${r};`).join(" ")}
       ${columns.map((c) => `let v${c} = kv[value + ${load(c)}]; ${rows.map((r) => `o${r}_${c} = fma(p${r}, v${c}, o${r}_${c});`).join(" ")}`).join("\n      ")}
     }

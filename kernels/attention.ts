@@ -13,10 +13,12 @@
  *
  * - `subgroup` > 0: the workgroup is one subgroup, a block is one key a lane. Queries and probabilities go from lane to
  *   lane; every load of k and v feeds `tileRows` FMAs.
+ * - `textures`: the same out of textures, two keys a lane (attention-texture-text.ts). Pays on software adapters.
  * - `subgroup` = 0: 32 lanes, queries and probabilities in workgroup memory.
  * Where a head is too wide for a driver's compiler, workgroups share its value columns (attentionColumns).
  */
 import { type AttentionVariant, attentionColumns, attentionText } from "./attention-text.ts";
+import { textureColumns, textureText } from "./attention-texture-text.ts";
 import {
   type Binding,
   type Cost,
@@ -29,33 +31,41 @@ import {
   type Target,
   type TwinBuffer,
 } from "./kernel.ts";
+import { LINE_TEXELS } from "./texture.ts";
 
 export type { AttentionVariant } from "./attention-text.ts";
 
-const BINDINGS: readonly Binding[] = [
-  { name: "q", access: "read", type: "array<f32>", shape: ["R", "H*E"] },
-  { name: "kv", access: "read", type: "array<f32>", shape: ["T", "2*G*E"] },
+const REST: readonly Binding[] = [
   { name: "spans", access: "read", type: "array<vec4<u32>>", shape: ["R"] },
   { name: "tiles", access: "read", type: "array<vec2<u32>>", shape: ["tiles"] },
   { name: "out", access: "read_write", type: "array<f32>", shape: ["R", "H*E"] },
   PARAMS,
 ];
 
+function bindingsOf({ textures }: AttentionVariant): readonly Binding[] {
+  const place = textures
+    ? ({ access: "texture", type: "texture_2d<f32>", texels: LINE_TEXELS } as const)
+    : ({ access: "read", type: "array<f32>" } as const);
+  return [{ name: "q", shape: ["R", "H*E"], ...place }, { name: "kv", shape: ["T", "2*G*E"], ...place }, ...REST];
+}
+
 /**
  * The kernel of a variant. Rows: tiles, each (first query row, number of rows <= tileRows); `params.offset`: the first
  * tile of this dispatch.
  */
 export function attention(variant: AttentionVariant): Kernel {
-  const { heads, subgroup } = variant;
-  const { parts } = attentionColumns(variant);
+  const { heads, headDim, subgroup, textures } = variant;
+  if (textures && !attentionFitsTextures(variant)) throw new Error(`heads of ${headDim} in textures have no kernel`);
+  const { parts } = textures ? textureColumns(variant) : attentionColumns(variant);
+  const bindings = bindingsOf(variant);
   const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
-${declareBindings(BINDINGS)}
-${attentionText(variant)}`;
+${declareBindings(bindings)}
+${textures ? textureText(variant) : attentionText(variant)}`;
   return {
     name: "attention",
     key: kernelKey("attention", variant),
     wgsl,
-    bindings: BINDINGS,
+    bindings,
     subgroups: subgroup > 0,
     grid: (tiles) => [tiles, heads, parts],
     cost: (tiles, extent) => attentionCost(variant, extent ?? leastExtent(tiles)),
@@ -107,12 +117,39 @@ export function attentionExtent(
 /** Sums a lane by subgroup size: SwiftShader (4) and llvmpipe (8) keep them in the cache as well as in registers. */
 const MOST_SUMS: Readonly<Record<number, number>> = { 4: 256, 8: 128 };
 
-/** The variant that a target gets without tuning: as many rows a tile as its lanes hold sums, from 4 to 8. */
-export function attentionDefaults(target: Target, headDim: number): Pick<AttentionVariant, "tileRows" | "subgroup"> {
+/** What of a variant is a choice. */
+export type AttentionTile = Pick<AttentionVariant, "tileRows" | "subgroup" | "textures">;
+
+/** Whether heads can lie in textures: a head is whole texels, and lanes hand values to each other. */
+export function attentionFitsTextures({ headDim, subgroup }: Pick<AttentionVariant, "headDim" | "subgroup">): boolean {
+  return headDim % 4 === 0 && subgroup > 0;
+}
+
+/** The variant that a target gets without tuning: as many rows a tile as its lanes hold sums, 4 to 8 or, in textures, 16. */
+export function attentionTile(target: Target, headDim: number): AttentionTile {
   const subgroup = target.subgroupSize;
-  const { columns } = attentionColumns({ headDim, subgroup });
-  const sums = MOST_SUMS[subgroup] ?? 32;
-  return { tileRows: Math.max(4, Math.min(8, Math.floor(sums / columns))), subgroup };
+  const textures = target.textures && attentionFitsTextures({ headDim, subgroup });
+  const columns = textures
+    ? 4 * textureColumns({ headDim, subgroup }).texels
+    : attentionColumns({ headDim, subgroup }).columns;
+  const sums = textures ? 128 : (MOST_SUMS[subgroup] ?? 32);
+  return { tileRows: Math.max(4, Math.min(textures ? 16 : 8, Math.floor(sums / columns))), subgroup, textures };
+}
+
+/** The variants that a target can run for a head size, the default first. */
+export function attentionChoices(target: Target, headDim: number): readonly AttentionTile[] {
+  const standard = attentionTile(target, headDim);
+  const { subgroupSize } = target;
+  const places = [
+    { subgroup: 0, textures: false },
+    ...(subgroupSize > 0 ? [{ subgroup: subgroupSize, textures: false }] : []),
+    ...(attentionFitsTextures({ headDim, subgroup: subgroupSize }) ? [{ subgroup: subgroupSize, textures: true }] : []),
+  ];
+  const others = places.flatMap((place) =>
+    (place.textures ? [4, 8, 16] : [2, 4, 8]).map((tileRows) => ({ tileRows, ...place })),
+  );
+  const text = (tile: AttentionTile) => kernelKey("", tile);
+  return [standard, ...others.filter((tile) => text(tile) !== text(standard))];
 }
 
 /** Cuts spans (R, 4) into tiles of consecutive rows of one sequence: (first row, rows). */

@@ -3,7 +3,7 @@
  * A case is data: a kernel, its seeded buffers, its twin. Every op appears with awkward sizes, with every weight type,
  * and in its variants with and without subgroups.
  */
-import { type AttentionVariant, attention, attentionTiles, attentionTwin } from "./attention.ts";
+import { type AttentionVariant, attention, attentionFitsTextures, attentionTiles, attentionTwin } from "./attention.ts";
 import { floats, type KernelCase } from "./case.ts";
 import { lossCases } from "./cases-loss.ts";
 import { matmulCases } from "./cases-matmul.ts";
@@ -219,7 +219,11 @@ function attentionCases(target: Target): KernelCase[] {
   const cases: KernelCase[] = [];
   const layouts = [[0, 1], [3, 57, 1, 2], [0, 65], [33, 5, 31, 1], [64]] as const;
   const { spans, rows } = packedSpans(layouts);
-  for (const subgroup of new Set([target.subgroupSize, 0])) {
+  const places = [
+    { subgroup: 0, textures: false },
+    ...(target.subgroupSize > 0 ? [false, true].map((textures) => ({ subgroup: target.subgroupSize, textures })) : []),
+  ];
+  for (const { subgroup, textures } of places) {
     // Heads, of keys, head size, window, rows a tile; bound of the scores, size of the numbers.
     const shapes: readonly (readonly number[])[] = [
       [1, 1, 2, 0, 1],
@@ -240,14 +244,31 @@ function attentionCases(target: Target): KernelCase[] {
           ]
         : []),
       ...(subgroup > 0 ? [96, 112, 160, 192, 320, 330, 512].map((headDim) => [2, 1, headDim, headDim % 50, 1]) : []),
+      ...(textures
+        ? [
+            [9, 3, 64, 0, 16],
+            [2, 2, 20, 11, 5],
+          ]
+        : []),
       [2, 1, 64, 1, 4],
     ];
     for (const [heads, kvHeads, headDim, window, tileRows, softcap = 0, size = 3] of shapes) {
       const scale = 1 / Math.sqrt(headDim);
-      const variant: AttentionVariant = { heads, kvHeads, headDim, scale, softcap, window, tileRows, subgroup };
+      if (textures && !attentionFitsTextures({ headDim, subgroup })) continue;
+      const variant: AttentionVariant = {
+        heads,
+        kvHeads,
+        headDim,
+        scale,
+        softcap,
+        window,
+        tileRows,
+        subgroup,
+        textures,
+      };
       const tiles = attentionTiles(spans, rows, tileRows);
       cases.push({
-        title: `${rows} packed rows, ${heads}/${kvHeads} heads of ${headDim}, window ${window}${softcap > 0 ? `, bound ${softcap} of numbers to ${size}` : ""}, tile ${tileRows}, subgroup ${subgroup}`,
+        title: `${rows} packed rows, ${heads}/${kvHeads} heads of ${headDim}, window ${window}${softcap > 0 ? `, bound ${softcap} of numbers to ${size}` : ""}, tile ${tileRows}, subgroup ${subgroup}${textures ? ", textures" : ""}`,
         kernel: attention(variant),
         rows: tiles.length / 2,
         offset: 0,

@@ -236,6 +236,7 @@ describe("pipelines", () => {
       window: 0,
       tileRows: 1,
       subgroup: 0,
+      textures: false,
     });
     const pipeline = await pipelines.get(kernel);
     const buffer = device.createBuffer("any", 64, "storage");

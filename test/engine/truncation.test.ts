@@ -9,7 +9,7 @@ import { openModelFiles } from "../../engine/model-files.ts";
 import { planRun, planWorkspace, type RunOutput } from "../../engine/plan.ts";
 import { platformOf } from "../../engine/platform.ts";
 import { createRunner } from "../../engine/runner.ts";
-import { blockBuffers, widestTexture } from "../../engine/weight-plan.ts";
+import { blockBuffers, textureWidths } from "../../engine/weight-plan.ts";
 import { GOLDEN_MODELS, goldenModel } from "../support/golden.ts";
 import { limitedEngine } from "../support/states.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
@@ -145,7 +145,7 @@ describe("what is held", () => {
         rows: 4000,
         taps: 1,
         output: "pooled",
-        packed: widestTexture(model.plan),
+        textures: textureWidths(model.plan),
       }).values(),
     ];
     expect(bySize(runner.plan)).toEqual(bySize(larger));

@@ -113,7 +113,13 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
     );
     expect(differences).toEqual([]);
   });
+});
 
+const PLACES = SUBGROUPS.flatMap((subgroup) =>
+  (subgroup > 0 ? [false, true] : [false]).map((textures) => ({ subgroup, textures })),
+);
+
+describe.each(PLACES)("subgroup $subgroup, textures $textures", ({ subgroup, textures }) => {
   it.each([
     [0, 20, 0],
     [5, 20, 5],
@@ -126,7 +132,7 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
       const [queryWidth, keyWidth] = [heads * headDim, 2 * kvHeads * headDim];
       const variant: AttentionVariant = {
         ...{ heads, kvHeads, headDim, window, softcap },
-        ...{ scale: 0.2, tileRows: 4, subgroup },
+        ...{ scale: 0.2, tileRows: 4, subgroup, textures },
       };
       const kernel = attention(variant);
       const [q, kv] = [floats(6, length * queryWidth), floats(7, length * keyWidth)];

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type AttentionVariant, attention, attentionDefaults } from "../../kernels/attention.ts";
+import { type AttentionVariant, attention, attentionTile } from "../../kernels/attention.ts";
 import { kernelCases } from "../../kernels/cases.ts";
 import { type CosineVariant, cosine } from "../../kernels/cosine.ts";
 import { flatGrid, type Kernel, kernelKey } from "../../kernels/kernel.ts";
@@ -37,6 +37,7 @@ const ATTENTION: AttentionVariant = {
   window: 0,
   tileRows: 4,
   subgroup: 0,
+  textures: false,
 };
 const NORM: NormVariant = {
   kind: "rms",
@@ -64,6 +65,7 @@ describe("keys", () => {
     ],
     ["attention", attention, ATTENTION, { heads: 8, kvHeads: 4, headDim: 32, scale: 0.5 }],
     ["attention", attention, ATTENTION, { softcap: 50, window: 8, tileRows: 8, subgroup: 4 }],
+    ["attention", attention, { ...ATTENTION, subgroup: 4 }, { textures: true }],
     ["norm", norm, NORM, { kind: "layer", d: 65, eps: 1e-6, weightOffset: 1, bias: true }],
     ["norm", norm, NORM, { groups: 2, stride: 65, output: "add", subgroup: 4 }],
     ["cosine", cosine, COSINE, { d: 65, subgroup: 4 }],
@@ -204,10 +206,11 @@ describe("default variants", () => {
   it("of attention fit a lane's registers and an adapter's workgroup memory", () => {
     for (const target of targets) {
       for (const headDim of [2, 10, 64, 80, 128, 256]) {
-        const { tileRows, subgroup } = attentionDefaults(target, headDim);
+        const { tileRows, subgroup, textures } = attentionTile(target, headDim);
         expect(subgroup).toBe(target.subgroupSize);
         expect(tileRows).toBeGreaterThanOrEqual(4);
-        expect(tileRows).toBeLessThanOrEqual(8);
+        expect(tileRows).toBeLessThanOrEqual(textures ? 16 : 8);
+        if (textures) expect([headDim % 4, subgroup > 0]).toEqual([0, true]);
         // 16,384 bytes is the least that WebGPU promises: queries and scores of 32 keys.
         if (subgroup === 0) expect(4 * tileRows * (headDim + 32)).toBeLessThanOrEqual(16_384);
       }
