@@ -66,7 +66,19 @@ describe("stratum rank", () => {
 });
 
 it("every command that runs the GPU has it", async () => {
-  const commands = ["rank", "extract", "train", "eval", "sweep", "demo", "bench rank", "bench depth", "bench train"];
+  const commands = [
+    "rank",
+    "extract",
+    "train",
+    "eval",
+    "sweep",
+    "demo",
+    "bench rank",
+    "bench depth",
+    "bench train",
+    "bench forward",
+    "bench kernels",
+  ];
   for (const command of commands) {
     const { stdout } = await stratum([...command.split(" "), "--help"]);
     expect([command, stdout.includes("--profile "), stdout.includes("--trace <file>")]).toEqual([command, true, true]);
