@@ -38,6 +38,7 @@ export { createEngine, type Engine } from "./engine/model.ts";
 export { type ModelFiles, openModelFiles } from "./engine/model-files.ts";
 export type { RunRequest } from "./engine/plan.ts";
 export { planRun, type RunOutput, type RunPlan, type RunPooling } from "./engine/plan.ts";
+export { type ProfileReport, profileReport, profileTrace } from "./engine/profile-report.ts";
 export { type QuantiseRow, quantiseReport } from "./engine/quantise-report.ts";
 export { randomModel, randomWeights } from "./engine/random-weights.ts";
 export { type Cosines, createRunner, type Runner, type SequencePair } from "./engine/runner.ts";

@@ -16,7 +16,7 @@ import { messageOf, StratumError } from "../errors.ts";
 import { POOLINGS, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
-import { addProfileOptions, type ProfileFlags, profileChoice, tellProfile } from "./profile.ts";
+import { addProfileOptions, openProfile, type ProfileFlags, profileChoice } from "./profile.ts";
 import { note, setQuiet, stopping } from "./terminal.ts";
 
 export interface CommonOptions extends ProfileFlags {
@@ -142,11 +142,12 @@ export function modelDirectory(model: string | undefined): string {
 /** Runs `use` with a device, which is freed whatever happens; tells what `--profile` asks for. */
 export async function withEngine<T>(options: CommonOptions, use: (engine: Engine) => Promise<T>): Promise<T> {
   const profile = profileChoice(options);
+  const tell = await openProfile(options);
   using engine = await createEngine(
     options.adapter === undefined ? { profile } : { adapter: options.adapter, profile },
   );
   const result = await use(engine);
-  await tellProfile(engine.device, options);
+  await tell(engine.device);
   return result;
 }
 

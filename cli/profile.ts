@@ -2,6 +2,7 @@
 import { type Command, Option } from "commander";
 import type { Device, ProfileChoice } from "../engine/device.ts";
 import { type ProfileRates, type ProfileReport, profileReport, profileTrace } from "../engine/profile-report.ts";
+import { StratumError } from "../errors.ts";
 import { formatCount, formatTable, plainText } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { note, warn } from "./terminal.ts";
@@ -15,7 +16,10 @@ export interface ProfileFlags {
 /** Adds the options that every command has which runs the GPU. */
 export function addProfileOptions(command: Command): Command {
   return command
-    .option("--profile", "where the time went, by kernel and by layer, on stderr at the end")
+    .option(
+      "--profile",
+      "where the time went, by kernel and by layer, on stderr at the end (with --json: a line of JSON)",
+    )
     .option("--trace <file>", "the same as JSON, with a trace that ui.perfetto.dev opens (implies --profile)")
     .addOption(
       new Option("--profile-clock <clock>", "timestamps of the GPU, or the host's clock around one dispatch at a time")
@@ -33,20 +37,29 @@ export function profileChoice({ profile, trace, profileClock = "auto" }: Profile
 const MOST_KERNELS = 24;
 const VARIANT_WIDTH = 56;
 
+/** Tells what a device did. */
+export type TellProfile = (device: Device) => Promise<void>;
+
 /**
- * Tells a profile: tables on stderr, and with `--trace` the file.
- * @throws {StratumError} `file/write-failed`, `usage/output`
+ * Opens where a profile goes, ahead of the work: tables on stderr, with `--json` a line of JSON there, and with `--trace`
+ * the file.
+ * @throws {StratumError} `usage/output`, `file/write-failed`
  */
-export async function tellProfile(device: Device, { trace }: ProfileFlags): Promise<void> {
-  const report = await profileReport(device);
-  if (report === null) return;
-  for (const line of profileLines(report)) note(line);
-  if (trace === undefined) return;
-  const output = await openOutput(trace);
-  // Readers of traces pass over what they do not know.
-  await output.write(`${JSON.stringify({ ...profileTrace(device), displayTimeUnit: "ms", profile: report })}\n`);
-  await output.finish();
-  warn(`trace   ${trace}: open it at https://ui.perfetto.dev`);
+export async function openProfile({ trace, json }: ProfileFlags & { readonly json?: boolean }): Promise<TellProfile> {
+  if (trace === "-")
+    throw new StratumError("usage/output", "--trace - would mix with the data on stdout", "give --trace a file");
+  const output = trace === undefined ? null : await openOutput(trace);
+  return async (device) => {
+    const report = await profileReport(device);
+    if (report === null) return;
+    if (json) warn(JSON.stringify({ profile: report }));
+    else for (const line of profileLines(report)) note(line);
+    if (output === null) return;
+    // Readers of traces pass over what they do not know.
+    await output.write(`${JSON.stringify({ ...profileTrace(device), displayTimeUnit: "ms", profile: report })}\n`);
+    await output.finish();
+    note(`trace   ${trace}: open it at https://ui.perfetto.dev`);
+  };
 }
 
 function rateCells({ calls, ms, share, gflops, gbps }: ProfileRates): string[] {

@@ -109,14 +109,14 @@ export class Recorder {
    * @param bytes a multiple of a texel's; the texture's rows of multiples of 256
    */
   copyToTexture(from: DeviceBuffer, to: DeviceTexture, bytes: number): void {
-    this.#endPass();
     const bytesPerRow = to.width * TEXEL_BYTES;
     const full = Math.floor(bytes / bytesPerRow);
     const rest = (bytes - full * bytesPerRow) / TEXEL_BYTES;
     const copy = (row: number, width: number, height: number) => {
       if (width === 0 || height === 0) return;
       const source = { buffer: from.gpu, offset: row * bytesPerRow, bytesPerRow };
-      this.#commands().copyBufferToTexture(source, { texture: to.texture, origin: [0, row] }, [width, height]);
+      const target = { texture: to.texture, origin: [0, row] };
+      this.#command((encoder) => encoder.copyBufferToTexture(source, target, [width, height]));
     };
     copy(0, to.width, full);
     copy(full, rest, 1);
