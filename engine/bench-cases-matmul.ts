@@ -101,13 +101,13 @@ export function matmulBenchCase(
     variants: tiles.map((tile) => {
       const variant: MatmulVariant = { ...shape, ...tile };
       return {
-        variant: `${tile.tileRows}x${tile.tileCols} ${tile.lanes} lanes ${tile.subgroup > 0 ? `subgroup ${tile.subgroup}` : "plain"}${tile.textures ? " textures" : ""}`,
+        variant: `${tile.tileRows}x${tile.tileCols} ${tile.lanes} lanes ${tile.subgroup > 0 ? `subgroup ${tile.subgroup}` : "plain"}${tile.textures ? " textures" : ""}${tile.staged ? " staged" : ""}`,
         kernel: matmul(variant),
         rows,
         own: (shared) => {
-          if (!tile.textures) return {};
+          if (!tile.textures && !tile.staged) return {};
           const padded = names.map((each) => [each, padRows(shared[each], n, matmulRowWords(variant))] as const);
-          return { x: shared["x"], ...Object.fromEntries(padded) };
+          return { ...(tile.textures ? { x: shared["x"] } : {}), ...Object.fromEntries(padded) };
         },
         sample: (buffers) => sampleMatmul(variant, buffers, rows, CASE_SEED),
       };

@@ -52,7 +52,7 @@ export async function createEngine(
 ): Promise<Engine> {
   const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options.profile);
   const { subgroupSize, software } = device.info;
-  const target: Target = { subgroupSize, textures: software };
+  const target: Target = { subgroupSize, textures: software, ...(software ? {} : { staged: true }) };
   return {
     device,
     pipelines: new Pipelines(device),
@@ -99,8 +99,38 @@ export interface LoadedModel extends Disposable {
 /** Bytes of a tensor that are on the host at a time while it is uploaded. */
 const UPLOAD_BYTES = 16 * 1024 * 1024;
 
-/** Makes a buffer that the model owns. */
-type Create = (planned: PlannedMemory) => DeviceBuffer | DeviceTexture;
+/** Bytes that wait on the host for the device to take them, at most, before more are read. */
+const QUEUED_BYTES = 32 * 1024 * 1024;
+
+interface Uploader {
+  /** Makes memory that the model owns. */
+  readonly create: (planned: PlannedMemory) => DeviceBuffer | DeviceTexture;
+  /** Writes to the start of a buffer, or from a row on: of a texture, or of rows of `rowBytes` in a buffer. */
+  readonly write: (
+    to: DeviceBuffer | DeviceTexture,
+    data: ArrayBufferView<ArrayBuffer>,
+    place?: { readonly row: number; readonly rowBytes: number },
+  ) => Promise<void>;
+}
+
+function uploader(device: Device, owned: (DeviceBuffer | DeviceTexture)[]): Uploader {
+  let queued = 0;
+  return {
+    create(planned) {
+      const made = createPlanned(device, planned);
+      owned.push(made);
+      return made;
+    },
+    async write(to, data, { row, rowBytes } = { row: 0, rowBytes: 0 }) {
+      if ("view" in to) device.writeTexture(to, data, row);
+      else device.write(to, data, row * rowBytes);
+      queued += data.byteLength;
+      if (queued <= QUEUED_BYTES) return;
+      await device.idle();
+      queued = 0;
+    },
+  };
+}
 
 /** Rows n0 .. n0 + count - 1 of a matrix, as rows of its tensor in the file. */
 function fileRows({ rows: { offset, run, stride } }: MatrixSpec, n0: number, count: number) {
@@ -111,8 +141,7 @@ function fileRows({ rows: { offset, run, stride } }: MatrixSpec, n0: number, cou
 }
 
 async function uploadVector(
-  device: Device,
-  create: Create,
+  { create, write }: Uploader,
   checkpoint: Checkpoint,
   { name, picked, buffer: planned }: PlannedVector,
 ): Promise<DeviceBuffer> {
@@ -121,7 +150,7 @@ async function uploadVector(
     ? checkpoint.read(name)
     : checkpoint.readRows(name, fileRows(picked, 0, picked.n)));
   const buffer = create(planned) as DeviceBuffer;
-  device.write(buffer, decodeFloats(stored, dtype));
+  await write(buffer, decodeFloats(stored, dtype));
   return buffer;
 }
 
@@ -185,52 +214,44 @@ function named<T>(tensor: string, step: () => T): T {
   }
 }
 
-async function uploadMatrix(
-  device: Device,
-  create: Create,
-  checkpoint: Checkpoint,
-  planned: PlannedMatrix,
-): Promise<WeightMatrix> {
+async function uploadMatrix(upload: Uploader, checkpoint: Checkpoint, planned: PlannedMatrix): Promise<WeightMatrix> {
   const { spec, type, tile } = planned;
   const { n, k } = spec;
   const { dtype } = await checkpoint.info(spec.weight);
-  const rowBytes = 4 * matmulRowWords({ k, weight: type, textures: tile.textures });
+  const rowBytes = 4 * matmulRowWords({ k, weight: type, ...tile });
   // As f32 they are widest, and so they are on their way to being quantised.
   const step = Math.max(1, Math.floor(UPLOAD_BYTES / (4 * k)));
   const parts: WeightPart[] = [];
   for (const part of planned.parts) {
-    const buffer = create(part.buffer);
+    const buffer = upload.create(part.buffer);
     for (let row = 0; row < part.n; row += step) {
       const count = Math.min(step, part.n - row);
       const bytes = await readMatrixRows(checkpoint, spec, part.n0 + row, count);
       const typed = named(spec.weight, () => toType(bytes, count, dtype, type, k));
-      const padded = padRows(typed, count, rowBytes);
-      if ("view" in buffer) device.writeTexture(buffer, padded, row);
-      else device.write(buffer, padded, row * rowBytes);
+      await upload.write(buffer, padRows(typed, count, rowBytes), { row, rowBytes });
     }
     parts.push({ n0: part.n0, n: part.n, buffer });
   }
-  const bias = planned.bias === null ? null : await uploadVector(device, create, checkpoint, planned.bias);
+  const bias = planned.bias === null ? null : await uploadVector(upload, checkpoint, planned.bias);
   return { n, k, type, tile, parts, bias };
 }
 
 async function uploadBlock(
-  device: Device,
-  create: Create,
+  upload: Uploader,
   checkpoint: Checkpoint,
   planned: WeightPlan["blocks"][number],
 ): Promise<BlockWeights> {
   const matrices = {} as Record<MatrixRole, WeightMatrix | null>;
   for (const role of MATRIX_ROLES) {
     const matrix = planned.matrices[role];
-    matrices[role] = matrix && (await uploadMatrix(device, create, checkpoint, matrix));
+    matrices[role] = matrix && (await uploadMatrix(upload, checkpoint, matrix));
   }
   const norms = {} as Record<NormRole, NormWeights | null>;
   for (const role of NORM_ROLES) {
     const norm = planned.norms[role];
     norms[role] = norm && {
-      weight: await uploadVector(device, create, checkpoint, norm.weight),
-      bias: norm.bias && (await uploadVector(device, create, checkpoint, norm.bias)),
+      weight: await uploadVector(upload, checkpoint, norm.weight),
+      bias: norm.bias && (await uploadVector(upload, checkpoint, norm.bias)),
     };
   }
   return { norms, matrices };
@@ -265,19 +286,14 @@ export async function loadBlocks(
   checkPlan(plan.blocks.flatMap(blockBuffers), device.info.limits);
   await checkpoint.require(tensorsTo(spec, depth));
   const owned: (DeviceBuffer | DeviceTexture)[] = [];
-  const create: Create = (planned) => {
-    const buffer = createPlanned(device, planned);
-    owned.push(buffer);
-    return buffer;
-  };
+  const upload = uploader(device, owned);
   const dispose = () => {
     for (const buffer of owned) buffer.destroy();
   };
   const blocks: BlockWeights[] = [];
   try {
     for (const planned of plan.blocks) {
-      blocks.push(await uploadBlock(device, create, checkpoint, planned));
-      // What is queued lies in host memory until the device has taken it.
+      blocks.push(await uploadBlock(upload, checkpoint, planned));
       await device.idle();
       onBlock?.(blocks.length, depth);
     }

@@ -118,7 +118,7 @@ async function planMatrix(
   const { weight, shape, transposed, n, k } = spec;
   checkShape(weight, (await checkpoint.info(weight)).shape, shape);
   const tile = tileOf({ k, n, weight: type, epilogue: gated ? "glu" : "store" });
-  const rowWords = matmulRowWords({ k, weight: type, textures: tile.textures });
+  const rowWords = matmulRowWords({ k, weight: type, ...tile });
   const fitting = tile.textures
     ? limits.maxTextureDimension2D
     : Math.floor(Math.min(limits.maxBufferSize, limits.maxStorageBufferBindingSize) / (4 * rowWords));

@@ -51,7 +51,7 @@ function weights(random: () => number, weight: WeightType, n: number, k: number)
 function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCase {
   const { k, n, weight, epilogue, activation = "none", bias, outStride } = variant;
   return {
-    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${activation === "none" ? "" : ` ${activation}`}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}${variant.textures ? " textures" : ""}`,
+    title: `${offset > 0 ? `${offset} to ` : ""}${rows} x ${k} x ${n} ${weight} ${epilogue}${activation === "none" ? "" : ` ${activation}`}${bias ? " bias" : ""} tile ${variant.tileRows}x${variant.tileCols} subgroup ${variant.subgroup}${variant.textures ? " textures" : ""}${variant.staged ? " staged" : ""}`,
     kernel: matmul(variant),
     rows,
     offset,
@@ -80,13 +80,15 @@ function matmulCase(variant: MatmulVariant, rows: number, offset = 0): KernelCas
   };
 }
 
-/** The cases of matmul for a target: out of buffers and out of textures, with subgroups and without. */
+/** The cases of matmul for a target: of buffers and textures, with subgroups and without; and out of workgroup memory. */
 export function matmulCases(target: Target): KernelCase[] {
-  return [false, true].flatMap((textures) => {
+  const staged = variantCases({ subgroupSize: 0, textures: false, staged: true }, 0);
+  const plain = [false, true].flatMap((textures) => {
     // The tile's own size: it is 0 where the adapter's is wider than the tile.
     const { subgroup } = matmulTile({ ...target, textures }, { k: 4, n: 1, epilogue: "store" });
     return [...new Set([subgroup, 0])].flatMap((size) => variantCases({ ...target, textures }, size));
   });
+  return [...plain, ...staged];
 }
 
 function variantCases(target: Target, subgroup: number): KernelCase[] {
@@ -99,7 +101,7 @@ function variantCases(target: Target, subgroup: number): KernelCase[] {
     more: Partial<MatmulVariant> = {},
     offset = 0,
   ) => {
-    if (target.textures && !fitsTextures(k)) return;
+    if ((target.textures || target.staged) && !fitsTextures(k)) return;
     const epilogue = more.epilogue ?? "store";
     const variant = {
       k,
@@ -117,7 +119,7 @@ function variantCases(target: Target, subgroup: number): KernelCase[] {
   };
   for (const rows of [1, 3, 57, 63, 64, 65, 1001]) add(rows, 64, 65, "bf16");
   for (const k of [1, 3, 57, 63, 64, 65, 1001]) add(5, k, 33, "bf16");
-  for (const k of [4, 12, 20, 36, 340, 1004]) if (target.textures) add(5, k, 33, "bf16");
+  for (const k of [4, 12, 20, 36, 340, 1004]) if (target.textures || target.staged) add(5, k, 33, "bf16");
   for (const k of [2, 9, 172]) for (const weight of ["f32", "f16"] as const) add(5, k, 33, weight);
   for (const weight of ["int8", "int4"] as const) {
     for (const [k, n] of QUANTISED_SIZES) add(5, k, n, weight, { tileRows: 4 });
@@ -140,6 +142,7 @@ function variantCases(target: Target, subgroup: number): KernelCase[] {
     [4, 4],
     [16, 2],
   ] as const) {
+    if (target.staged && tileRows > 8) continue;
     add(21, 48, 77, "bf16", { tileRows, tileCols });
   }
   return cases;

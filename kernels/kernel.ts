@@ -71,6 +71,8 @@ export interface Target {
   readonly subgroupSize: number;
   /** A load of a texel costs less than that of its four words from a buffer, as on the software adapters measured. */
   readonly textures: boolean;
+  /** Workgroup memory costs less than loads, as on GPUs (not measured on one). */
+  readonly staged?: true;
 }
 
 /** The buffers of a CPU twin, by binding name. Float64 where a twin is differentiated numerically. */

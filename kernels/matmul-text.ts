@@ -153,7 +153,7 @@ function stepText(variant: MatmulVariant, rows: RowValues, step: number, count: 
   return lines.join("\n    ");
 }
 
-function storeText(variant: MatmulVariant, r: number, c: number): string {
+export function storeText(variant: MatmulVariant, r: number, c: number): string {
   const { epilogue, activation = "none", bias, outStride, outOffset } = variant;
   const column = `n${c}`;
   const at = `out[(row0 + ${r}u) * ${outStride}u + ${outOffset}u + ${column}]`;

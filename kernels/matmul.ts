@@ -9,6 +9,7 @@
  * - `subgroup` = 0: every lane loads the row values itself.
  * - `textures`: x and the weights come out of textures, four words a load. Pays on software adapters: two to three times
  *   as fast as out of buffers.
+ * - `staged`: out of workgroup memory, into which the lanes load together. For GPUs; barriers are dear on software adapters.
  * Of int8 and int4 weights a group is summed in units of its quants, and the scale multiplies that sum: one load and one
  * FMA a group, and to rounding the result of the widened weights.
  * The sum runs over k in ascending order whatever the number of rows: a row's result does not depend on its company.
@@ -32,6 +33,7 @@ import {
   type TwinBuffer,
   type WeightType,
 } from "./kernel.ts";
+import { STAGED_LANES, STAGED_SIDE, stagedElement, stagedText } from "./matmul-staged-text.ts";
 import { biasName, matmulText, weightNames } from "./matmul-text.ts";
 import { LINE_TEXELS } from "./texture.ts";
 import { unpackFunctions, weightAt, weightElement, weightRowShape, weightRowWords } from "./weight-load.ts";
@@ -56,21 +58,24 @@ export interface MatmulVariant {
   readonly subgroup: number;
   /** x and the weights lie in textures (see texture.ts), not in buffers. */
   readonly textures: boolean;
+  /** Tiles go through workgroup memory (matmul-staged-text.ts): of buffers, rows of whole vec4, 256 lanes, no subgroups. */
+  readonly staged?: true;
   /** The weight is stored (K, N), f32: the product with a transpose, as the gradient of a layer's input needs it. */
   readonly transposed?: true;
 }
 
 function bindingsOf(variant: MatmulVariant): Binding[] {
-  const { weight, bias, textures, transposed } = variant;
+  const { weight, bias, textures, staged, transposed } = variant;
   const names = weightNames(variant);
   const x: Binding = textures
     ? { name: "x", access: "texture", type: "texture_2d<f32>", shape: ["T", "K"], texels: LINE_TEXELS }
-    : { name: "x", access: "read", type: "array<f32>", shape: ["T", "K"] };
+    : { name: "x", access: "read", type: staged ? "array<vec4<f32>>" : "array<f32>", shape: ["T", "K"] };
+  const element = staged ? stagedElement(weight) : weightElement(weight);
   const shape = transposed ? ["K", "N"] : ["N", weightRowShape(weight)];
   const weightBinding = (name: string): Binding =>
     textures
       ? { name, access: "texture", type: "texture_2d<u32>", shape, texels: matmulRowWords(variant) / 4 }
-      : { name, access: "read", type: `array<${weightElement(weight)}>`, shape };
+      : { name, access: "read", type: `array<${element}>`, shape };
   return [
     x,
     ...names.map(weightBinding),
@@ -87,13 +92,18 @@ function keyOf({ activation = "none", ...variant }: MatmulVariant): string {
   return kernelKey("matmul", activation === "none" ? variant : { ...variant, activation });
 }
 
-/** Words of a row of weights as they are held: a texture's is padded to whole texels. */
-export function matmulRowWords({ k, weight, textures }: Pick<MatmulVariant, "k" | "weight" | "textures">): number {
+/** Words of a row of weights as they are held: padded to whole texels or vec4 where those are loaded. */
+export function matmulRowWords({
+  k,
+  weight,
+  textures,
+  staged,
+}: Pick<MatmulVariant, "k" | "weight" | "textures" | "staged">): number {
   const words = weightRowWords(weight, k);
-  return textures ? 4 * Math.ceil(words / 4) : words;
+  return textures || staged ? 4 * Math.ceil(words / 4) : words;
 }
 
-/** Whether rows of `k` values can lie in textures: their texels must not straddle rows. */
+/** Whether rows of `k` values can be loaded four at a time: a texel or vec4 must not straddle rows. */
 export function fitsTextures(k: number): boolean {
   return k % 4 === 0;
 }
@@ -101,30 +111,34 @@ export function fitsTextures(k: number): boolean {
 /** The kernel of a variant. Rows: T; `params.offset`: the first row of this dispatch, `params.rows`: the end of its rows. */
 export function matmul(variant: MatmulVariant): Kernel {
   const { k, n, weight, epilogue, activation = "none", tileRows, tileCols, lanes, subgroup } = variant;
-  const { textures, transposed } = variant;
+  const { textures, staged, transposed } = variant;
   if (epilogue === "add" && activation !== "none")
     throw new Error(`${activation} of a sum that is added has no kernel`);
   if (transposed && weight !== "f32") throw new Error(`a transposed ${weight} weight has no kernel`);
   if (textures && (transposed || !fitsTextures(k))) throw new Error(`k ${k} in textures has no kernel`);
+  if (staged && (textures || transposed || subgroup > 0 || lanes !== STAGED_LANES || !fitsTextures(k)))
+    throw new Error(`k ${k} in workgroup memory has no kernel of ${lanes} lanes`);
   const bindings = bindingsOf(variant);
+  const [width, height] = staged ? [STAGED_SIDE * tileCols, STAGED_SIDE * tileRows] : [lanes * tileCols, tileRows];
+  const text = staged ? stagedText(variant, matmulRowWords(variant)) : matmulText(variant, weightRowWords(weight, k));
   const wgsl = `${subgroup > 0 ? "enable subgroups;\n" : ""}${PARAMS_STRUCT}
 ${declareBindings(bindings)}
 ${unpackFunctions(weight)}
 ${activationFunction(activation)}
-${matmulText(variant, weightRowWords(weight, k))}`;
+${text}`;
   return {
     name: "matmul",
     key: keyOf(variant),
     wgsl,
     bindings,
     subgroups: subgroup > 0,
-    grid: (count) => [Math.ceil(n / (lanes * tileCols)), Math.ceil(count / tileRows), 1],
+    grid: (count) => [Math.ceil(n / width), Math.ceil(count / height), 1],
     cost: (count) => matmulCost(variant, count),
   };
 }
 
 /** What of a variant is a choice: the same product, and but for rounding the same result. */
-export type MatmulTile = Pick<MatmulVariant, "tileRows" | "tileCols" | "lanes" | "subgroup" | "textures">;
+export type MatmulTile = Pick<MatmulVariant, "tileRows" | "tileCols" | "lanes" | "subgroup" | "textures" | "staged">;
 
 /** What a choice depends on. */
 export type MatmulShape = Pick<MatmulVariant, "k" | "n" | "weight" | "epilogue">;
@@ -139,6 +153,7 @@ const MOST_COLUMNS: Readonly<Record<number, number>> = { 4: 8 };
  * Depends on the adapter and the shape, never on the number of rows.
  */
 export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape, "k" | "n" | "epilogue">): MatmulTile {
+  if (target.staged && fitsTextures(k)) return stagedTile(epilogue);
   const subgroup = target.subgroupSize <= 32 ? target.subgroupSize : 0;
   const textures = target.textures && fitsTextures(k);
   const [lanes, weights] = [32, epilogue === "glu" ? 2 : 1];
@@ -154,6 +169,12 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
     .map((c) => c + 1)
     .reduce((best, cols) => (cost(cols) < cost(best) ? cols : best));
   return { tileRows, tileCols, lanes, subgroup, textures };
+}
+
+/** 64 rows by 64 columns, or by 32 of two weights: 16 KiB of workgroup memory, which every adapter has. */
+function stagedTile(epilogue: MatmulVariant["epilogue"]): MatmulTile {
+  const tileCols = epilogue === "glu" ? 2 : 4;
+  return { tileRows: 4, tileCols, lanes: STAGED_LANES, subgroup: 0, textures: false, staged: true };
 }
 
 /** Rows by columns of the tiles that are worth a trial. */
@@ -177,7 +198,7 @@ export function matmulChoices(target: Target, shape: MatmulShape): readonly Matm
   const standard = matmulTile(target, shape);
   const tiles = [standard];
   for (const textures of fitsTextures(shape.k) ? [true, false] : [false]) {
-    const { lanes, subgroup: widest } = matmulTile({ ...target, textures }, shape);
+    const { lanes, subgroup: widest } = matmulTile({ subgroupSize: target.subgroupSize, textures }, shape);
     for (const subgroup of new Set([widest, 0])) {
       for (const [tileRows, tileCols] of TRIED_TILES) {
         if (tileRows * tileCols * weights > MOST_SUMS || lanes * (tileCols - 1) >= shape.n) continue;
@@ -185,6 +206,7 @@ export function matmulChoices(target: Target, shape: MatmulShape): readonly Matm
       }
     }
   }
+  if (fitsTextures(shape.k)) tiles.push(stagedTile(shape.epilogue));
   const seen = new Set<string>();
   return tiles.filter((tile) => {
     const text = kernelKey("", tile);
