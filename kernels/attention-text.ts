@@ -54,9 +54,9 @@ function prologue(variant: AttentionVariant, block: number): string {
   let begin = ${window > 0 ? `(max(span.w + 1u, ${window}u) - ${window}u) / ${block}u * ${block}u` : "0u"};`;
 }
 
-/** Row r sees the key at position `t`, a WGSL expression. */
+/** Row r sees the key at position `t`, a WGSL expression; `&&` would branch, and SwiftShader compile it for a minute. */
 export function sees({ window }: AttentionVariant, r: number, t = "t"): string {
-  return window > 0 ? `(${t} <= at${r} && ${t} + ${window}u > at${r})` : `(${t} <= at${r})`;
+  return window > 0 ? `((${t} <= at${r}) & (${t} + ${window}u > at${r}))` : `(${t} <= at${r})`;
 }
 
 /** The row in which position t of a sequence lies. */
