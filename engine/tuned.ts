@@ -40,7 +40,7 @@ export interface Tuned {
   readonly kernels: KernelsRecord;
 }
 
-/** What each device's shapes run with by mode, once that was decided: states of one process belong together. */
+/** What each device's shapes run with by mode and file, once that was decided: states of one process belong together. */
 const decided = new WeakMap<Device, Map<string, MatmulTile | null>>();
 
 /**
@@ -57,7 +57,7 @@ export async function tuned(
   const { mode = "auto", file = tuningFile(), onNote } = options;
   const made = decided.get(engine.device) ?? new Map<string, MatmulTile | null>();
   decided.set(engine.device, made);
-  const nameOf = (key: string) => `${mode} ${key}`;
+  const nameOf = (key: string) => JSON.stringify([mode, file, key]);
   const shapes = plannedShapes(await planWeights(checkpoint, spec, depth, platformOf(engine)));
   const keys = shapes.map(({ shape }) => tileKey(shape));
   const open = shapes.filter((_, i) => !made.has(nameOf(keys[i])) && !engine.tiles?.has(keys[i]));

@@ -25,6 +25,10 @@ const ROUNDS = 5;
 const MIN_MS = 5;
 /** A variant this much slower in a first run is not looked at again. */
 const HOPELESS = 1.3;
+/** Share of a shape's time in which variants are tried; the rest is for the winner to win again. */
+const TRYING = 0.8;
+/** Winners that may try to win again: of many variants some are faster by chance. */
+const FINALISTS = 3;
 /** What a variant must gain over the default in three of four rounds. */
 const LEAST_GAIN = 0.05;
 
@@ -107,14 +111,15 @@ export async function tune(
     onShape?.(shape, i, shapes.length);
     using trial = await open(engine, planned);
     const deadline = begin + (end - begin) / (shapes.length - i);
-    const tried = await tryAll(trial, allowed, { now, deadline, signal });
+    const limits = { now, deadline, signal };
+    const tried = await tryAll(trial, allowed, limits);
     for (const { tile, pairs } of tried.timed) rows.push(rowOf(engine, planned, tile, pairs));
     for (const { tile, fault } of tried.wrong) {
       const { name, shape: sizes, variants } = caseOf(engine, planned, [tile]);
       wrong.push({ name, shape: sizes, variant: variants[0].variant, fault });
     }
     left += tried.left;
-    const chosen = choose(tried, allowed[0]);
+    const chosen = await choose(trial, tried, allowed[0], limits);
     if (chosen === null) throw noneSound(engine, shape, tried);
     // A default that nothing was tried against has not won anything.
     const settled = allowed.length === 1 || tried.timed.length + tried.wrong.length > 1;
@@ -130,14 +135,21 @@ interface Tried {
   readonly left: number;
 }
 
+interface Limits {
+  readonly now: () => number;
+  /** Of `now`. */
+  readonly deadline: number;
+  readonly signal: AbortSignal | undefined;
+}
+
 /** Tries the default, then its neighbour of each other kind, then the rest: those of the fastest kind first. */
 async function tryAll(
   trial: Trial,
   [standard, ...others]: readonly MatmulTile[],
-  limits: { readonly now: () => number; readonly deadline: number; readonly signal: AbortSignal | undefined },
+  { now, deadline, signal }: Limits,
 ): Promise<Tried> {
-  const { now, deadline, signal } = limits;
-  const over = () => now() >= deadline;
+  const begin = now();
+  const over = () => now() >= begin + TRYING * (deadline - begin);
   const timed: { tile: MatmulTile; pairs: TimedPairs }[] = [];
   const wrong: { tile: MatmulTile; fault: string }[] = [];
   const best = new Map<string, number>();
@@ -180,13 +192,15 @@ function distance(a: MatmulTile, b: MatmulTile): number {
 }
 
 /**
- * What a shape runs with: the variant with the lowest ratio among those that beat the default beyond the noise, else the
- * default; of a wrong default, the fastest that is right. Null: none is.
+ * What a shape runs with: the variant with the lowest ratio among those that beat the default beyond the noise, and do so
+ * again when they are timed once more; else the default. Of a wrong default, the fastest that is right. Null: none is.
  */
-export function choose(
-  { timed, wrong }: Pick<Tried, "timed" | "wrong">,
+async function choose(
+  trial: Trial,
+  { timed, wrong }: Tried,
   standard: MatmulTile,
-): { readonly tile: MatmulTile; readonly ratio: number | null } | null {
+  { deadline, signal }: Limits,
+): Promise<{ readonly tile: MatmulTile; readonly ratio: number | null } | null> {
   if (wrong.some(({ tile }) => tile === standard)) {
     const medians = timed.map(({ tile, pairs }) => ({ tile, ms: spreadOf(pairs.own).median_ms }));
     const fastest = medians.sort((a, b) => a.ms - b.ms).at(0);
@@ -194,8 +208,13 @@ export function choose(
   }
   const winners = timed
     .filter(({ tile, pairs }) => tile !== standard && beats(pairs))
-    .map(({ tile, pairs }) => ({ tile, ratio: ratioOf(pairs) }));
-  return winners.sort((a, b) => a.ratio - b.ratio).at(0) ?? { tile: standard, ratio: 1 };
+    .sort((a, b) => ratioOf(a.pairs) - ratioOf(b.pairs));
+  for (const { tile } of winners.slice(0, FINALISTS)) {
+    signal?.throwIfAborted();
+    const again = await trial.time(tile, deadline);
+    if (typeof again !== "string" && beats(again)) return { tile, ratio: ratioOf(again) };
+  }
+  return { tile: standard, ratio: 1 };
 }
 
 /** A variant's time over the default's, the median of the rounds: what disturbs a round disturbs both alike. */
