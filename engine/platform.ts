@@ -26,6 +26,6 @@ export function defaultPlatform(limits: DeviceLimits, target: Target): Platform 
 
 /** The platform of an engine: of shapes that its table has, the variants that stand there. */
 export function platformOf({ device, target, tiles }: Pick<Engine, "device" | "target" | "tiles">): Platform {
-  const { limits, tile } = defaultPlatform(device.info.limits, target);
-  return { limits, tile: (shape) => tiles?.get(tileKey(shape)) ?? tile(shape) };
+  const platform = defaultPlatform(device.info.limits, target);
+  return { ...platform, tile: (shape) => tiles?.get(tileKey(shape)) ?? platform.tile(shape) };
 }

@@ -1,7 +1,6 @@
 /** Which matmul variant serves which shape: the table that a tuner makes, and the record of what a model runs on. */
 import { createHash } from "node:crypto";
 import { StratumError } from "../errors.ts";
-import { attentionDefaults } from "../kernels/attention.ts";
 import { kernelKey, type Target, type WeightType } from "../kernels/kernel.ts";
 import { type MatmulShape, type MatmulTile, matmul, matmulChoices } from "../kernels/matmul.ts";
 import { normDefaults } from "../kernels/norm.ts";
@@ -27,9 +26,9 @@ export function shapeOfKey(key: string): MatmulShape | null {
 }
 
 /** A variant in words. */
-export function tileText({ tileRows, tileCols, lanes, subgroup, textures }: MatmulTile): string {
+export function tileText({ tileRows, tileCols, lanes, subgroup, textures, staged }: MatmulTile): string {
   const lanesText = `${lanes} lanes ${subgroup > 0 ? `subgroup ${subgroup}` : "plain"}`;
-  return `${tileRows}x${tileCols} ${lanesText}${textures ? " textures" : ""}`;
+  return `${tileRows}x${tileCols} ${lanesText}${textures ? " textures" : ""}${staged ? " staged" : ""}`;
 }
 
 /** Whether a target runs a variant for a shape. */
@@ -95,10 +94,12 @@ export interface KernelsRecord {
 }
 
 /** The record of a plan on a target. */
-export function kernelsRecord(target: Target, { blocks, spec }: Pick<WeightPlan, "blocks" | "spec">): KernelsRecord {
-  const { headDim } = spec.config;
+export function kernelsRecord(
+  target: Target,
+  { blocks, attention }: Pick<WeightPlan, "blocks" | "attention">,
+): KernelsRecord {
   const variants = new Map([
-    ["attention", kernelKey("", attentionDefaults(target, headDim))],
+    ["attention", kernelKey("", attention)],
     ["norm", kernelKey("", normDefaults(target))],
   ]);
   for (const { shape, tile } of blocks.flatMap(productsOf)) variants.set(`matmul ${tileKey(shape)}`, tileText(tile));
@@ -115,16 +116,20 @@ export function matmulVersion(): string {
 
 let knownVersion: string | undefined;
 
+const SAMPLE = {
+  ...{ k: 96, n: 160, weight: "f32", epilogue: "store" },
+  ...{ bias: true, outStride: 160, outOffset: 0 },
+} as const;
+
 function fixedTexts(): string[] {
+  const tile = { tileRows: 4, tileCols: 2, lanes: 32 };
+  const tiles: readonly MatmulTile[] = [
+    ...[true, false].flatMap((textures) => [8, 0].map((subgroup) => ({ ...tile, subgroup, textures }))),
+    ...matmulChoices({ subgroupSize: 0, textures: false, staged: true }, SAMPLE).slice(0, 1),
+  ];
   return WEIGHTS.flatMap((weight) =>
     (["store", "glu"] as const).flatMap((epilogue) =>
-      [true, false].flatMap((textures) =>
-        [8, 0].map((subgroup) => {
-          const tile: MatmulTile = { tileRows: 4, tileCols: 2, lanes: 32, subgroup, textures };
-          const shape = { k: 96, n: 160, weight, epilogue, bias: true, outStride: 160, outOffset: 0 };
-          return matmul({ ...shape, ...tile }).wgsl;
-        }),
-      ),
+      tiles.map((each) => matmul({ ...SAMPLE, weight, epilogue, ...each }).wgsl),
     ),
   );
 }

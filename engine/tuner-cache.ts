@@ -59,6 +59,7 @@ const tileSchema = z.object({
   lanes: size,
   subgroup: z.int().min(0),
   textures: z.boolean(),
+  staged: z.literal(true).exactOptional(),
 });
 const fileSchema = z.object({
   format: z.literal("stratum-tuning"),

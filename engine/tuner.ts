@@ -16,8 +16,8 @@ import { type PlannedShape, type TileTable, tileKey, tileText } from "./tiles.ts
 /** Milliseconds of a whole tuning. */
 export const TUNE_BUDGET_MS = 10_000;
 
-/** Rows of a trial: a multiple of every tile's. A GPU needs more of them to be busy. */
-const TRIAL_ROWS = { software: 96, hardware: 960 } as const;
+/** Rows of a trial: a multiple of every tile's and of a staged workgroup's. A GPU needs more of them to be busy. */
+const TRIAL_ROWS = { software: 192, hardware: 960 } as const;
 /** Columns of a trial, at most: what a wider matrix pays beyond them is in proportion. */
 const TRIAL_COLUMNS = 2048;
 /** Measurements of a variant, each beside one of the default. */
@@ -182,8 +182,8 @@ async function tryAll(
 }
 
 /** Variants of one kind differ in the tile's sizes alone. */
-function kindOf({ subgroup, textures }: MatmulTile): string {
-  return `${subgroup} ${textures}`;
+function kindOf({ subgroup, textures, staged }: MatmulTile): string {
+  return `${subgroup} ${textures} ${staged === true}`;
 }
 
 /** How far two tiles' sizes are apart, in doublings. */

@@ -134,43 +134,52 @@ describe("under every kind of variant", async () => {
   const depth = spec.blocks.length;
   const shapes = await shapesOf(files, depth);
   const { subgroupSize } = engine.target;
-  const kinds = [true, false].flatMap((textures) =>
-    [...new Set([subgroupSize, 0])].flatMap((subgroup) => [0, -1].map((at) => ({ textures, subgroup, at }))),
-  );
+  const kinds = [
+    ...[true, false].flatMap((textures) =>
+      [...new Set([subgroupSize, 0])].flatMap((subgroup) =>
+        [0, -1].map((at) => ({ textures, subgroup, at, staged: false })),
+      ),
+    ),
+    { textures: false, subgroup: 0, at: 0, staged: true },
+  ];
 
-  it.each(kinds)("textures $textures, subgroup $subgroup, tile $at of those: parity, plan and bits", async (kind) => {
-    await using own = await openModelFiles(golden.directory);
-    const on = await picking(own, depth, (choices) =>
-      choices
-        .filter(({ textures, subgroup }) => textures === kind.textures && subgroup === kind.subgroup)
-        .sort((a, b) => a.tileRows * a.tileCols - b.tileRows * b.tileCols)
-        .at(kind.at),
-    );
-    expect(on.tiles.size).toBe(shapes.length);
-    const layers = Array.from({ length: depth + 1 }, (_, k) => k);
-    const run = { layers, output: "all", batchTokens: 512 } as const;
-    const plan = await planRun(own.checkpoint, own.spec, run, platformOf(on));
-    const live = engine.device.liveBytes;
-    using model = await loadBlocks(on, own.checkpoint, own.spec, { depth });
-    using runner = await createRunner(model, run);
-    expect(engine.device.liveBytes - live).toBe(plan.bytes);
-    const sequences = await readGolden(golden.golden);
-    const batches = packBatches(
-      sequences.map(({ ids }) => ({ sequences: [ids] })),
-      runner.packing,
-    );
-    const states = await allStatesOf(runner, batches);
-    const d = own.spec.config.hiddenSize;
-    const faults = sequences.flatMap((sequence, s) => {
-      const all = states.get(`${s}/0`)!;
-      const size = sequence.ids.length * d;
-      return sequence.layers.flatMap((want, k) =>
-        parityFaults(all.subarray(k * size, (k + 1) * size), want, d, `layer ${k}, sequence ${s}`),
+  it.each(kinds)(
+    "textures $textures, subgroup $subgroup, staged $staged, tile $at of those: parity, plan, bits",
+    async (kind) => {
+      await using own = await openModelFiles(golden.directory);
+      const on = await picking(own, depth, (choices) =>
+        choices
+          .filter(({ staged = false }) => staged === kind.staged)
+          .filter(({ textures, subgroup }) => textures === kind.textures && subgroup === kind.subgroup)
+          .sort((a, b) => a.tileRows * a.tileCols - b.tileRows * b.tileCols)
+          .at(kind.at),
       );
-    });
-    expect(faults).toEqual([]);
-    expect(await companyDifferences(model, depth)).toEqual([]);
-  });
+      expect(on.tiles.size).toBe(shapes.length);
+      const layers = Array.from({ length: depth + 1 }, (_, k) => k);
+      const run = { layers, output: "all", batchTokens: 512 } as const;
+      const plan = await planRun(own.checkpoint, own.spec, run, platformOf(on));
+      const live = engine.device.liveBytes;
+      using model = await loadBlocks(on, own.checkpoint, own.spec, { depth });
+      using runner = await createRunner(model, run);
+      expect(engine.device.liveBytes - live).toBe(plan.bytes);
+      const sequences = await readGolden(golden.golden);
+      const batches = packBatches(
+        sequences.map(({ ids }) => ({ sequences: [ids] })),
+        runner.packing,
+      );
+      const states = await allStatesOf(runner, batches);
+      const d = own.spec.config.hiddenSize;
+      const faults = sequences.flatMap((sequence, s) => {
+        const all = states.get(`${s}/0`)!;
+        const size = sequence.ids.length * d;
+        return sequence.layers.flatMap((want, k) =>
+          parityFaults(all.subarray(k * size, (k + 1) * size), want, d, `layer ${k}, sequence ${s}`),
+        );
+      });
+      expect(faults).toEqual([]);
+      expect(await companyDifferences(model, depth)).toEqual([]);
+    },
+  );
 
   it("records which they are: another table, another hash", async () => {
     const records = await Promise.all(

@@ -132,7 +132,7 @@ describe("of wrong variants", () => {
     });
     expect([...tiles.values()]).toEqual([STANDARD]);
     expect(wrong).toEqual([
-      { name: "matmul", shape: "96 x 64 x 96", variant: tileText(OTHER), fault: "[3] is 1 instead of 2" },
+      { name: "matmul", shape: "192 x 64 x 96", variant: tileText(OTHER), fault: "[3] is 1 instead of 2" },
     ]);
     expect(rows).toHaveLength(1);
   });
