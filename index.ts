@@ -43,6 +43,10 @@ export { type QuantiseRow, quantiseReport } from "./engine/quantise-report.ts";
 export { randomModel, randomWeights } from "./engine/random-weights.ts";
 export { type Cosines, createRunner, type Runner, type SequencePair } from "./engine/runner.ts";
 export { type CheckResult, selfCheck } from "./engine/self-check.ts";
+export { type KernelsRecord, kernelsRecord, type TileTable, tileKey } from "./engine/tiles.ts";
+export { TUNE_MODES, type Tuned, type TunedOptions, type TuneMode, tuned } from "./engine/tuned.ts";
+export { type TuneOptions, type Tuning, tune } from "./engine/tuner.ts";
+export { readTuning, tuningFile, writeTuning } from "./engine/tuner-cache.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";
 export { LOSSES, type LossName } from "./kernels/list-loss.ts";
 export {

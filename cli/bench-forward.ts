@@ -10,8 +10,9 @@ import { addBenchModelOptions, type BenchModelFlags, heldType, withBenchModel } 
 import { addReportOptions, betweenCeilings, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { loadPlanned, positiveInteger, withEngine } from "./common.ts";
 import { note, stopping } from "./terminal.ts";
+import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
 
-interface BenchForwardFlags extends BenchModelFlags, ReportFlags {
+interface BenchForwardFlags extends BenchModelFlags, ReportFlags, Pick<TuneFlags, "tune"> {
   readonly layer: string;
   readonly batch: number;
   readonly tokens: number;
@@ -33,7 +34,7 @@ export function benchForwardCommand(bench: Command): void {
       "after",
       "\nExample:\n  $ stratum bench forward --config smollm2-135m --random-weights --dtype bf16 --batch 8 --tokens 128 --layer 8",
     );
-  addBenchModelOptions(command);
+  addBenchModelOptions(addTuneOption(command));
   addReportOptions(command, 5, 120).action(async (flags: BenchForwardFlags) => {
     process.exitCode = await runBenchForward(flags);
   });
@@ -56,7 +57,8 @@ async function runBenchForward(flags: BenchForwardFlags): Promise<number> {
     if (tokens > config.maxPositions) {
       throw new StratumError("usage/bench", `${tokens} tokens; ${lengthLimit(config)}`, "lower --tokens");
     }
-    return withEngine(flags, async (engine) => {
+    return withEngine(flags, async (opened) => {
+      const { engine, kernels } = await tuneModel(opened, files, layer, flags);
       const run = { layers: [layer], output: "pooled", batchTokens: batch * Math.max(8, tokens) } as const;
       await using model = await loadPlanned(engine, files, run);
       const options = {
@@ -93,7 +95,14 @@ async function runBenchForward(flags: BenchForwardFlags): Promise<number> {
             ];
       return finishReport(
         engine,
-        { command: "bench forward", model: files.name, ceilings, rows, notes, figures: figures ?? {} },
+        {
+          command: "bench forward",
+          model: files.name,
+          ceilings,
+          rows,
+          notes,
+          figures: { ...figures, kernels: kernels.id },
+        },
         flags,
         targets,
       );

@@ -17,8 +17,9 @@ import { addBenchModelOptions, type BenchModelFlags, heldType, withBenchModel } 
 import { addReportOptions, betweenCeilings, finishReport, openReport, type ReportFlags } from "./bench-report.ts";
 import { loadPlanned, positiveInteger, withEngine } from "./common.ts";
 import { note, startProgress, stopping } from "./terminal.ts";
+import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
 
-interface BenchListFlags extends BenchModelFlags, ReportFlags {
+interface BenchListFlags extends BenchModelFlags, ReportFlags, Pick<TuneFlags, "tune"> {
   readonly layer: string;
   readonly prompt: number;
   readonly candidates: number;
@@ -127,7 +128,7 @@ function declare(command: Command, bench: ListBench, layer: string): void {
       "after",
       `\nExample:\n  $ stratum ${bench.name} --config smollm2-135m --random-weights --prompt 256 --candidates 8 --tokens 64`,
     );
-  addBenchModelOptions(command);
+  addBenchModelOptions(addTuneOption(command));
   addReportOptions(command, 7, 300).action(async (flags: BenchListFlags) => {
     process.exitCode = await runBenchList(flags, bench);
   });
@@ -149,8 +150,9 @@ async function runBenchList(flags: BenchListFlags, bench: ListBench): Promise<nu
         "lower --prompt or --tokens",
       );
     }
-    return withEngine(flags, async (engine) => {
+    return withEngine(flags, async (opened) => {
       const depth = bench.depth(layer, config.layers, flags);
+      const { engine, kernels } = await tuneModel(opened, files, depth, flags);
       await using model = await loadPlanned(
         engine,
         files,
@@ -169,7 +171,9 @@ async function runBenchList(flags: BenchListFlags, bench: ListBench): Promise<nu
           progress.stop();
         }
       });
-      const report = { command: bench.name, model: files.name, ceilings, rows, ...bench.judge(rows, layer) };
+      const judged = bench.judge(rows, layer);
+      const figures = { ...judged.figures, kernels: kernels.id };
+      const report = { command: bench.name, model: files.name, ceilings, rows, ...judged, figures };
       return finishReport(engine, report, flags, targets);
     });
   });

@@ -5,6 +5,7 @@ import { benchKernelsCommand } from "./bench-kernels.ts";
 import { benchDepthCommand, benchRankCommand } from "./bench-lists.ts";
 import { benchPeakCommand } from "./bench-peak.ts";
 import { benchTrainCommand } from "./bench-train.ts";
+import { benchTuneCommand } from "./bench-tune.ts";
 
 /** Declares `bench` and what it can time. */
 export function benchCommand(program: Command): void {
@@ -21,4 +22,5 @@ export function benchCommand(program: Command): void {
   benchRankCommand(bench);
   benchDepthCommand(bench);
   benchTrainCommand(bench);
+  benchTuneCommand(bench);
 }

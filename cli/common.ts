@@ -18,6 +18,7 @@ import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
 import { addProfileOptions, openProfile, type ProfileFlags, profileChoice } from "./profile.ts";
 import { note, setQuiet, stopping } from "./terminal.ts";
+import { addTuneOption, type TuneFlags } from "./tuning.ts";
 
 export interface CommonOptions extends ProfileFlags {
   readonly adapter?: string;
@@ -36,12 +37,12 @@ export function addCommonOptions(command: Command, jsonHelp: string): Command {
     )
     .option("--json", jsonHelp)
     .option("-q, --quiet", "nothing but errors on stderr")
-    .option("-v, --verbose", "also say which tensors of a checkpoint are ignored")
+    .option("-v, --verbose", "also say which tensors of a checkpoint are ignored, and which kernels run")
     .hook("preAction", (_, action) => setQuiet(Boolean((action.opts() as CommonOptions).quiet)));
 }
 
 /** The flags of the commands that run lists through a model. */
-export interface RunFlags extends CommonOptions {
+export interface RunFlags extends CommonOptions, Pick<TuneFlags, "tune"> {
   readonly model?: string;
   readonly system?: string;
   readonly truncate?: boolean;
@@ -78,7 +79,7 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
     )
     .addOption(weightsOption())
     .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
-  return addProfileOptions(addCommonOptions(command, jsonHelp));
+  return addProfileOptions(addCommonOptions(addTuneOption(command), jsonHelp));
 }
 
 /** How the matrices are held. */

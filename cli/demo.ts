@@ -30,8 +30,9 @@ import {
 import { formatCount, formatSeconds, formatTable, plainText } from "./format.ts";
 import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, startProgress, startTrainProgress, stopSignal, styled, warn, writeStdout } from "./terminal.ts";
+import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
 
-interface DemoFlags extends CommonOptions {
+interface DemoFlags extends CommonOptions, Pick<TuneFlags, "tune"> {
   readonly layer: string;
   readonly all?: boolean;
 }
@@ -58,11 +59,11 @@ export function demoCommand(program: Command): void {
     .option("-l, --layer <k>", "layer: a number, or a percentage of the blocks", "60%")
     .option("--all", "show every list whole")
     .addHelpText("after", "\nExample:\n  $ stratum demo --layer 2 --all");
-  addProfileOptions(addCommonOptions(command, "the summary as JSON on stdout instead of the picture")).action(
-    async (flags: DemoFlags) => {
-      process.exitCode = await runDemo(flags);
-    },
-  );
+  addProfileOptions(
+    addCommonOptions(addTuneOption(command), "the summary as JSON on stdout instead of the picture"),
+  ).action(async (flags: DemoFlags) => {
+    process.exitCode = await runDemo(flags);
+  });
 }
 
 /** Whether a candidate is labelled safe. */
@@ -110,7 +111,8 @@ async function runDemo(flags: DemoFlags): Promise<number> {
   return withModelFiles(demoModel(), async (files) => {
     const { layers, hiddenSize: dim } = files.spec.config;
     const layer = resolveLayer(flags.layer, layers);
-    return withEngine(flags, async (engine) => {
+    return withEngine(flags, async (opened) => {
+      const { engine, kernels } = await tuneModel(opened, files, layer, flags);
       const run = { layers: [layer], output: "pooled", pooling: runPooling(RECIPE.pooling) } as const;
       const model = await loadPlanned(engine, files, run);
       const { lists, source, tokens } = await readStates(model, layer, RECIPE.pooling, stop.signal);
@@ -161,6 +163,7 @@ async function runDemo(flags: DemoFlags): Promise<number> {
       const summary = {
         ...{
           adapter: engine.device.info.name,
+          kernels: kernels.id,
           model: "stratum-demo",
           layer,
           layers,

@@ -9,9 +9,10 @@ import { longFrom } from "../engine/rope-table.ts";
 import { createListEncoder, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
 import { encodeLines, type RankOptions } from "../scorer/rank.ts";
-import { type CommonOptions, withEngine } from "./common.ts";
+import { type RunFlags, withEngine } from "./common.ts";
 import { formatBytes, formatCount, formatFields, formatSeconds } from "./format.ts";
 import { EXIT, reportError, type StopSignal, writeStdout } from "./terminal.ts";
+import { tuneModel } from "./tuning.ts";
 
 /** Lists whose batches are counted together. */
 const CHUNK = 256;
@@ -22,15 +23,16 @@ export async function dryRun(
   lines: AsyncIterable<ListLine>,
   source: string,
   options: RankOptions,
-  flags: CommonOptions,
+  flags: Pick<RunFlags, "tune" | "adapter" | "json" | "verbose">,
   stop: StopSignal,
 ): Promise<number> {
   // There is nothing to lose: a signal ends it at once.
   stop.signal.addEventListener("abort", () => process.exit(stop.exitCode()));
   const layer = options.layer ?? files.spec.config.layers;
   const encoder = await createListEncoder(files, options);
-  return await withEngine(flags, async ({ device, ...engine }) => {
-    const { limits } = device.info;
+  return await withEngine(flags, async (opened) => {
+    const { engine, kernels } = await tuneModel(opened, files, layer, flags);
+    const { limits } = engine.device.info;
     const pooling = runPooling(options.pooling);
     let { budget, maxBudget } = batchBudget(files.spec, limits, {
       taps: 1,
@@ -75,9 +77,9 @@ export async function dryRun(
       files.checkpoint,
       files.spec,
       { layers: [layer], output: "scores", pooling, batchTokens: budget },
-      platformOf({ device, ...engine }),
+      platformOf(engine),
     );
-    const rate = await measureRate({ device, ...engine }, files.spec.config);
+    const rate = await measureRate(engine, files.spec.config);
     const seconds = counts.flops / rate;
     const estimate = {
       ...counts,
@@ -87,7 +89,8 @@ export async function dryRun(
       weights_bytes: plan.weights.bytes,
       gpu_bytes: plan.bytes,
       read_bytes: plan.weights.diskBytes,
-      adapter: device.info.name,
+      adapter: engine.device.info.name,
+      kernels: kernels.id,
     };
     const text = flags.json
       ? JSON.stringify(estimate)
@@ -102,7 +105,7 @@ export async function dryRun(
           ],
           [
             "time",
-            `about ${formatSeconds(seconds)} to layer ${layer} (${(counts.flops / 1e9).toFixed(1)} GFLOP at ${(rate / 1e9).toFixed(2)} GFLOP/s, measured now on ${device.info.name})`,
+            `about ${formatSeconds(seconds)} to layer ${layer} (${(counts.flops / 1e9).toFixed(1)} GFLOP at ${(rate / 1e9).toFixed(2)} GFLOP/s, measured now on ${engine.device.info.name})`,
           ],
           [
             "memory",

@@ -44,6 +44,8 @@ export interface Loaded extends ListStates {
   readonly lists: readonly List[] | null;
   /** Lines that gave no list. */
   readonly failed: number;
+  /** `KernelsRecord.id` of what the states come from; null where features do not say. */
+  readonly kernels: string | null;
 }
 
 /** Lends the states of the same lists under random weights. */
@@ -109,6 +111,7 @@ export async function measure(measuring: Measuring): Promise<number> {
       scorer: { path: flags.scorer, head, base, layer, pooling, system },
       model,
       adapter: engine.device.info.name,
+      kernels: on.kernels,
       options: {
         k: flags.k,
         safe_from: safeFrom ?? null,

@@ -37,7 +37,7 @@ Ties count as a random order of them would on average. Intervals: 95%, by the bo
   methods    a row each: {name, pointwise, top1, pairwise, mrr, ndcg, auc, auprc, top1_minus_scorer}; a measure is
              {mean, low, high, lists} in [0, 1], or null where it has no value
   slices     with --slices: [{name, lists, instructions, candidates, methods}], else null
-  instructions, candidates: what was evaluated; scorer {path, head, base, layer, pooling, system}, model, adapter;
+  instructions, candidates: what was evaluated; scorer {path, head, base, layer, pooling, system}, model, adapter, kernels;
   options    {k, safe_from, seed, bootstrap, include_seen, control, fit, features}
 Exit codes: 0 done, 1 some lists failed or none can be used, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
 
@@ -79,8 +79,9 @@ export function evalCommand(program: Command): void {
   );
 }
 
-function loadedFrom({ lists, layers, leftOut }: ListsAndFeatures): Loaded {
-  return { source: layers[0].source, clusters: lists.map(instructionKey), lists, failed: leftOut.length };
+function loadedFrom({ lists, layers, leftOut, kernels }: ListsAndFeatures): Loaded {
+  const clusters = lists.map(instructionKey);
+  return { source: layers[0].source, clusters, lists, failed: leftOut.length, kernels: kernels.id };
 }
 
 async function runEval(path: string | undefined, flags: EvalFlags): Promise<number> {
@@ -135,7 +136,7 @@ async function evalFeatures(engine: Engine, scorer: SavedScorer, path: string, f
     checkScorerFits(scorer, { fingerprint: scorer.base?.fingerprint ?? "", dim });
   note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
   note("note    features carry no instructions: lists that the scorer has seen cannot be told apart");
-  const loaded = (of: typeof source): Loaded => ({ source: of, clusters: null, lists: null, failed: 0 });
+  const loaded = (of: typeof source): Loaded => ({ source: of, clusters: null, lists: null, failed: 0, kernels: null });
   const fit = fitted === null ? null : loaded(fitted);
   return await measure({ engine, scorer, on: loaded(source), fit, seen: null, control: null, model: null, flags });
 }

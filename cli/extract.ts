@@ -19,6 +19,7 @@ import {
 import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal, warn } from "./terminal.ts";
+import { tuneModel } from "./tuning.ts";
 
 interface ExtractFlags extends RunFlags {
   readonly layers: string;
@@ -92,7 +93,8 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
       const { config } = files.spec;
       const layers = resolveLayers(flags.layers, config.layers);
       const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix } = flags;
-      return withEngine(flags, async (engine) => {
+      return withEngine(flags, async (opened) => {
+        const { engine, kernels } = await tuneModel(opened, files, Math.max(...layers), flags);
         const model = await loadPlanned(engine, files, {
           layers,
           output: tokens === "last" ? "pooled" : "all",
@@ -109,7 +111,10 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
           batchTokens,
           sharePrefix,
         });
-        const metadata = { model: files.name, layers: layers.join(","), tokens, pooling, version: packageVersion() };
+        const metadata = {
+          ...{ model: files.name, layers: layers.join(","), tokens, pooling, version: packageVersion() },
+          ...{ adapter: engine.device.info.name, kernels: kernels.id },
+        };
         const writer = await createStatesWriter(flags.output, {
           metadata,
           layers: layers.length,
@@ -175,6 +180,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
             model: files.name,
             layers,
             adapter: engine.device.info.name,
+            kernels: kernels.id,
             gpu_bytes: extractor.runner.bytes,
             gpu_live_bytes: engine.device.liveBytes,
             read_bytes: files.checkpoint.log.bytes,

@@ -6,6 +6,7 @@ import { fingerprint } from "../engine/fingerprint.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import type { Engine } from "../engine/model.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
+import type { KernelsRecord } from "../engine/tiles.ts";
 import { StratumError } from "../errors.ts";
 import { type Pooling, runPooling } from "../scorer/encode.ts";
 import type { LeftOut } from "../scorer/features.ts";
@@ -13,6 +14,7 @@ import { type CachedLayer, cachedFeatures } from "../scorer/features-cache.ts";
 import { emptyFileError, type List, readLists } from "../scorer/lists.ts";
 import { countLines, loadPlanned, packageVersion, type RunFlags } from "./common.ts";
 import { note, reportError, type StopSignal, startProgress } from "./terminal.ts";
+import { tuneModel } from "./tuning.ts";
 
 export interface ListsAndFeatures {
   /** In the order of the features. */
@@ -22,6 +24,8 @@ export interface ListsAndFeatures {
   readonly leftOut: readonly LeftOut[];
   /** Of the base model, down to the deepest of the layers. */
   readonly fingerprint: string;
+  /** What the states come from. */
+  readonly kernels: KernelsRecord;
 }
 
 export interface FeatureRequest {
@@ -44,11 +48,11 @@ export function checkListsPath(path: string): void {
  * @throws {StratumError} `list/empty-file`, `usage/...`, and as `cachedFeatures`
  */
 export async function withFeatures<T>(
-  engine: Engine,
+  opened: Engine,
   files: ModelFiles,
   path: string,
   request: FeatureRequest,
-  flags: Pick<RunFlags, "date" | "truncate" | "batchTokens" | "sharePrefix">,
+  flags: Pick<RunFlags, "date" | "truncate" | "batchTokens" | "sharePrefix" | "tune" | "verbose">,
   stop: StopSignal,
   use: (found: ListsAndFeatures) => Promise<T>,
 ): Promise<T> {
@@ -59,6 +63,8 @@ export async function withFeatures<T>(
   // One that is missing or does not fit is told before weights are fetched, as the fingerprint does.
   await files.tokenizer();
   const identity = await fingerprint(files, Math.max(...layers));
+  // Before the cache is asked: other variants' states are other states.
+  const { engine, kernels } = await tuneModel(opened, files, Math.max(...layers), flags);
   const folder = cache ? undefined : await mkdtemp(join(tmpdir(), "stratum-features-"));
   const seen = new Map<string, List>();
   let model: Model | undefined;
@@ -66,7 +72,7 @@ export async function withFeatures<T>(
   try {
     const found = await cachedFeatures({
       ...{ layers, pooling, system, date, truncate, batchTokens, sharePrefix, signal: stop.signal, folder },
-      ...{ directory: files.directory, fingerprint: identity, adapter: engine.device.info.name },
+      ...{ directory: files.directory, fingerprint: identity, adapter: engine.device.info.name, kernels: kernels.id },
       ...(files.pinned ? { commit: files.name } : {}),
       version: packageVersion(),
       async *lines() {
@@ -95,7 +101,7 @@ export async function withFeatures<T>(
     if (request.report !== false) for (const { error } of first.leftOut) reportError(error);
     const lists = first.ids.map((id) => seen.get(String(id)) as List);
     if (lists.length + first.leftOut.length === 0) throw emptyFileError(path);
-    return await use({ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: identity });
+    return await use({ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: identity, kernels });
   } finally {
     model?.loaded[Symbol.dispose]();
     progress?.stop();

@@ -26,6 +26,7 @@ import { dryRun } from "./dry-run.ts";
 import { formatCount, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
+import { noteOtherKernels, tuneModel } from "./tuning.ts";
 
 interface RankFlags extends Omit<RunFlags, "pooling"> {
   /** Absent unless it was asked for: a scorer has one of its own. */
@@ -169,7 +170,9 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
       const output = await openOutput(flags.output);
       let finished = false;
       try {
-        const code = await withEngine(flags, async (engine) => {
+        const code = await withEngine(flags, async (opened) => {
+          const { engine, kernels } = await tuneModel(opened, files, layer, flags);
+          if (scorer !== undefined) noteOtherKernels(scorer.training, kernels, flags);
           const request = { layers: [layer], output: "scores", pooling: runPooling(pooling), batchTokens } as const;
           const scorerBytes = scorer === undefined ? 0 : sumBytes(planScorer(scorer.spec));
           const model = await loadPlanned(engine, files, request, { scorerBytes });
@@ -212,6 +215,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
             layer,
             scorer: flags.scorer,
             adapter: engine.device.info.name,
+            kernels: kernels.id,
             gpu_bytes: ranker.bytes,
             gpu_live_bytes: engine.device.liveBytes,
             read_bytes: files.checkpoint.log.bytes,

@@ -1,7 +1,7 @@
 /** `train --log`: a JSON line a step. The lines of a resumed run follow those that its checkpoint covers. */
 import { type FileHandle, open, readFile, rename, stat } from "node:fs/promises";
 import { messageOf, StratumError } from "../errors.ts";
-import { temporaryName, writeSynced } from "../scorer/durable.ts";
+import { temporaryName, writeSynced } from "../weights/durable.ts";
 
 export interface StepLog {
   /** Opens the file: anew, or with the lines of the steps before `from`. */

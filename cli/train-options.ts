@@ -4,13 +4,13 @@ import { readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import type { LossName } from "../kernels/list-loss.ts";
-import { makeFolder } from "../scorer/durable.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import { PRESETS, type PresetName, type Recipe } from "../scorer/presets.ts";
 import type { ScheduleName } from "../scorer/schedule.ts";
 import type { ScorerHead, ScorerSpec } from "../scorer/scorer-spec.ts";
 import { inspectWeights } from "../scorer/scorer-weights.ts";
 import type { AnchorChoice } from "../scorer/train-anchors.ts";
+import { makeFolder } from "../weights/durable.ts";
 import type { RunFlags } from "./common.ts";
 
 /** The file of a run that can be resumed, in the scorer's folder. */

@@ -6,6 +6,7 @@ import { type Command, Option } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import type { Engine } from "../engine/model.ts";
+import type { KernelsRecord } from "../engine/tiles.ts";
 import { StratumError } from "../errors.ts";
 import { LOSSES } from "../kernels/list-loss.ts";
 import type { EpochRecord } from "../scorer/checkpoint.ts";
@@ -161,6 +162,8 @@ interface Origin {
   readonly system: string | null;
   /** Keys of the instructions, a list each. */
   readonly instructions: readonly string[] | null;
+  /** What the states come from. */
+  readonly kernels: KernelsRecord | null;
 }
 
 async function runTrain(path: string | undefined, flags: TrainFlags): Promise<number> {
@@ -183,7 +186,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
     return await withEngine(flags, async (engine) => {
       if (flags.features !== undefined) {
         await using source = await openFeatures(flags.features);
-        const origin = { base: null, layer: null, pooling: null, system: null, instructions: null };
+        const origin = { base: null, layer: null, pooling: null, system: null, instructions: null, kernels: null };
         note(
           `features ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates, states ${source.dim} wide`,
         );
@@ -210,6 +213,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
               pooling,
               system: system ?? null,
               instructions: found.lists.map(instructionKey),
+              kernels: found.kernels,
             };
             const code = await train(engine, source, origin, recipe, flags, stop);
             return code === EXIT.ok && found.leftOut.length > 0 ? EXIT.someFailed : code;
@@ -276,6 +280,7 @@ async function train(
       const resume = flags.resume === true && (first || existsSync(path));
       return {
         ...{ instructions: keys, init, lists, residentLimit: flags.gpuMemory, signal: stop.signal },
+        kernels: origin.kernels?.id,
         checkpoint: { path, everySteps: flags.checkpointEvery, resume },
         async onPlan(found) {
           plan = found;
@@ -327,7 +332,13 @@ async function train(
     standardise: result.standardisation,
     weights: result.weights,
     training: {
-      ...{ stratum: packageVersion(), adapter: engine.device.info.name, preset: flags.preset, options: recorded },
+      ...{
+        stratum: packageVersion(),
+        adapter: engine.device.info.name,
+        kernels: origin.kernels,
+        preset: flags.preset,
+        options: recorded,
+      },
       ...{
         parameters: result.plan.parameters,
         lists: result.trainLists.length,
@@ -360,7 +371,7 @@ async function train(
       last_loss: losses.at(-1) ?? null,
       seconds: Number(seconds.toFixed(3)),
     },
-    ...{ adapter: engine.device.info.name, gpu_bytes: plan?.bytes ?? null },
+    ...{ adapter: engine.device.info.name, kernels: origin.kernels?.id ?? null, gpu_bytes: plan?.bytes ?? null },
   };
   if (flags.json) await writeStdout(`${JSON.stringify(summary)}\n`);
   report(result, losses, best, seconds, flags, recipe);

@@ -19,10 +19,16 @@ import { sampleMatmul } from "./bench-check.ts";
 import { MATRIX_ROLES, type MatrixRole, type NormRole } from "./decoder.ts";
 import type { ModelFiles } from "./model-files.ts";
 import type { Platform } from "./platform.ts";
+import { tileText } from "./tiles.ts";
 import { planWeights } from "./weight-plan.ts";
 
 /** The tiles to time for a product, the default first. */
-function matmulTiles(target: Target, shape: MatmulShape, choice: VariantChoice): readonly MatmulTile[] {
+function matmulTiles(
+  target: Target,
+  shape: MatmulShape,
+  choice: VariantChoice | readonly MatmulTile[],
+): readonly MatmulTile[] {
+  if (typeof choice !== "string") return choice;
   return choice === "default" ? [matmulTile(target, shape)] : matmulChoices(target, shape);
 }
 
@@ -68,13 +74,13 @@ function f16Bits(value: number): number {
   return exponent <= 0 ? 0 : ((from >>> 16) & 0x8000) | (exponent << 10) | ((from >>> 13) & 0x3ff);
 }
 
-/** A product `rows` x K x N in its variants. */
+/** A product `rows` x K x N in its variants, those of a choice or the given ones. */
 export function matmulBenchCase(
   target: Target,
   name: string,
   shape: Omit<MatmulVariant, keyof MatmulTile>,
   rows: number,
-  choice: VariantChoice,
+  choice: VariantChoice | readonly MatmulTile[],
 ): BenchCase {
   const { k, n, weight, epilogue, bias, outStride } = shape;
   const names = epilogue === "glu" ? ["gate", "up"] : ["weight"];
@@ -101,7 +107,7 @@ export function matmulBenchCase(
     variants: tiles.map((tile) => {
       const variant: MatmulVariant = { ...shape, ...tile };
       return {
-        variant: `${tile.tileRows}x${tile.tileCols} ${tile.lanes} lanes ${tile.subgroup > 0 ? `subgroup ${tile.subgroup}` : "plain"}${tile.textures ? " textures" : ""}${tile.staged ? " staged" : ""}`,
+        variant: tileText(tile),
         kernel: matmul(variant),
         rows,
         own: (shared) => {

@@ -19,7 +19,7 @@ import type { Engine } from "./model.ts";
 import type { ModelFiles } from "./model-files.ts";
 import { platformOf } from "./platform.ts";
 
-/** A kernel that does not compute what its twin does; it is not timed. */
+/** A kernel that does not compute what its twin does, or does not compile; it is not timed. */
 export interface WrongKernel {
   readonly name: string;
   readonly shape: string;
@@ -129,14 +129,9 @@ export async function prepareCase(
         left.push(`${name} ${each.variant}`);
         continue;
       }
-      const own = each.own(host);
-      const kernel = await prepareKernel(engine, each.kernel, { ...bound, ...own }, each.rows, each.offset);
-      sound.push({ each, kernel });
-      const fault = await faultOf(engine, kernel, each, { host, own, bound, output });
-      if (fault === null) continue;
-      wrong.push({ name, shape, variant: each.variant, fault });
-      sound.pop();
-      kernel[Symbol.dispose]();
+      const prepared = await prepareVariant(engine, each, { host, bound, output });
+      if (typeof prepared === "string") wrong.push({ name, shape, variant: each.variant, fault: prepared });
+      else sound.push({ each, kernel: prepared });
     }
     return { sound, wrong, left, [Symbol.dispose]: dispose };
   } catch (cause) {
@@ -145,27 +140,48 @@ export async function prepareCase(
   }
 }
 
-interface PreparedHost {
+/** A case's buffers, on the host and uploaded. */
+export interface CaseBuffers {
   readonly host: TwinBuffers;
-  readonly own: TwinBuffers;
   readonly bound: Readonly<Record<string, DeviceBuffer>>;
   readonly output: string;
 }
 
-async function faultOf(
-  { device }: Engine,
-  kernel: PreparedKernel,
-  variant: CaseVariant,
-  { host, own, bound, output }: PreparedHost,
-): Promise<string | null> {
-  // What is written in place begins as the twin's does.
-  for (const { name, access } of variant.kernel.bindings) {
-    if (access === "read_write") device.write(bound[name], host[name] as ArrayBufferView<ArrayBuffer>);
+/**
+ * Compiles a variant, runs it once and compares it with its twin.
+ * @returns the variant, ready to run, or what is wrong with it: its results, or that it does not compile
+ * @throws {StratumError} what the device latched, `memory/...`
+ */
+export async function prepareVariant(
+  engine: Engine,
+  each: CaseVariant,
+  { host, bound, output }: CaseBuffers,
+): Promise<PreparedKernel | string> {
+  const own = each.own(host);
+  let kernel: PreparedKernel;
+  try {
+    kernel = await prepareKernel(engine, each.kernel, { ...bound, ...own }, each.rows, each.offset);
+  } catch (cause) {
+    if (cause instanceof StratumError && cause.code === "kernel/compile") return cause.message;
+    throw cause;
   }
-  const sample = variant.sample({ ...host, ...own });
-  await kernel.run(1);
-  const bytes = await kernel.read(output);
-  return sampleFault(host[output] instanceof Uint32Array ? new Uint32Array(bytes) : new Float32Array(bytes), sample);
+  try {
+    // What is written in place begins as the twin's does.
+    for (const { name, access } of each.kernel.bindings) {
+      if (access === "read_write") engine.device.write(bound[name], host[name] as ArrayBufferView<ArrayBuffer>);
+    }
+    const sample = each.sample({ ...host, ...own });
+    await kernel.run(1);
+    const bytes = await kernel.read(output);
+    const values = host[output] instanceof Uint32Array ? new Uint32Array(bytes) : new Float32Array(bytes);
+    const fault = sampleFault(values, sample);
+    if (fault === null) return kernel;
+    kernel[Symbol.dispose]();
+    return fault;
+  } catch (cause) {
+    kernel[Symbol.dispose]();
+    throw cause;
+  }
 }
 
 /** What `casesFor` makes cases of. */

@@ -29,6 +29,8 @@ export type DeviceFeature = (typeof FEATURES)[number];
 export interface DeviceInfo {
   /** The adapter's own name, e.g. `SwiftShader driver 5.0.0`. */
   readonly name: string;
+  /** Everything that the driver says of itself and of what it drives: another driver or its next version says something else. */
+  readonly identity: string;
   readonly vendor: string;
   readonly architecture: string;
   readonly source: "system" | "embedded";
@@ -320,6 +322,7 @@ export async function openDevice(choice: AdapterChoice = "auto", profile: Profil
   }
   const told: DeviceInfo = {
     name: adapterName(info),
+    identity: [info.vendor, info.architecture, info.device, info.description].join(", "),
     vendor: info.vendor,
     architecture: info.architecture,
     source,

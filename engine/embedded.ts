@@ -14,11 +14,12 @@ import {
   writeFileSync,
 } from "node:fs";
 import { createRequire } from "node:module";
-import { constants, homedir, tmpdir } from "node:os";
+import { constants, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { brotliDecompressSync } from "node:zlib";
 import { extract } from "tar";
 import { messageOf, StratumError } from "../errors.ts";
+import { cacheFolder } from "../weights/cache-folder.ts";
 
 const PACKAGE = "@sparticuz/chromium";
 const LOADER = "libvulkan.so.1";
@@ -80,9 +81,8 @@ interface CacheRoot {
 
 /** Cache folders to try, best first. */
 function cacheRoots(): CacheRoot[] {
-  const xdg = process.env["XDG_CACHE_HOME"];
   return [
-    { folder: join(xdg?.startsWith("/") ? xdg : join(homedir(), ".cache"), "stratum"), shared: false },
+    { folder: cacheFolder(), shared: false },
     { folder: join(tmpdir(), `stratum-cache-${process.getuid?.() ?? 0}`), shared: true },
   ];
 }

@@ -20,6 +20,7 @@ import { type Embedding, openEmbedding } from "./embedding.ts";
 import { Pipelines } from "./pipelines.ts";
 import { checkPlan, createPlanned, type PlannedMemory } from "./planned-buffer.ts";
 import { platformOf } from "./platform.ts";
+import { checkTiles, type TileTable } from "./tiles.ts";
 import {
   blockBuffers,
   type PlannedMatrix,
@@ -35,6 +36,8 @@ export interface Engine extends Disposable {
   readonly pipelines: Pipelines;
   /** What the kernels' default variants depend on. */
   readonly target: Target;
+  /** The matmul variants of some shapes, in place of the defaults. */
+  readonly tiles?: TileTable;
   /** Operations of one dispatch, at most; default `DISPATCH_FLOPS`. */
   readonly dispatchFlops?: number;
   /** Operations of one command buffer, at most; default `SUBMIT_FLOPS`. */
@@ -45,18 +48,27 @@ export interface Engine extends Disposable {
  * Opens the GPU.
  * @param options.adapter `auto` (default), `system`, `embedded`, or a part of an adapter's name
  * @param options.profile measures everything: see `profileReport`; default `off`
- * @throws {StratumError} `adapter/none`, `device/request-failed`
+ * @param options.tiles matmul variants that take the place of the defaults, as `tune` finds them
+ * @throws {StratumError} `adapter/none`, `device/request-failed`, `kernel/tiles` for a variant that this adapter does not run
  */
 export async function createEngine(
-  options: { readonly adapter?: AdapterChoice; readonly profile?: ProfileChoice } = {},
+  options: { readonly adapter?: AdapterChoice; readonly profile?: ProfileChoice; readonly tiles?: TileTable } = {},
 ): Promise<Engine> {
   const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options.profile);
   const { subgroupSize, software } = device.info;
   const target: Target = { subgroupSize, textures: software, ...(software ? {} : { staged: true }) };
+  const { tiles } = options;
+  try {
+    if (tiles !== undefined) checkTiles(target, tiles);
+  } catch (cause) {
+    device[Symbol.dispose]();
+    throw cause;
+  }
   return {
     device,
     pipelines: new Pipelines(device),
     target,
+    ...(tiles === undefined ? {} : { tiles }),
     [Symbol.dispose]: () => device[Symbol.dispose](),
   };
 }

@@ -5,6 +5,7 @@ import type { Target } from "../kernels/kernel.ts";
 import { type MatmulShape, type MatmulTile, matmulTile } from "../kernels/matmul.ts";
 import type { DeviceLimits } from "./device.ts";
 import type { Engine } from "./model.ts";
+import { tileKey } from "./tiles.ts";
 
 export interface Platform {
   readonly limits: DeviceLimits;
@@ -23,6 +24,8 @@ export function defaultPlatform(limits: DeviceLimits, target: Target): Platform 
   };
 }
 
-export function platformOf({ device, target }: Pick<Engine, "device" | "target">): Platform {
-  return defaultPlatform(device.info.limits, target);
+/** The platform of an engine: of shapes that its table has, the variants that stand there. */
+export function platformOf({ device, target, tiles }: Pick<Engine, "device" | "target" | "tiles">): Platform {
+  const platform = defaultPlatform(device.info.limits, target);
+  return { ...platform, tile: (shape) => tiles?.get(tileKey(shape)) ?? platform.tile(shape) };
 }

@@ -4,14 +4,22 @@
  */
 import { createHash } from "node:crypto";
 import { readdir, rename, rm, stat } from "node:fs/promises";
-import { homedir } from "node:os";
 import { basename, dirname, join } from "node:path";
 import { z } from "zod";
 import type { Model } from "../engine/hidden-states.ts";
 import { messageOf, StratumError } from "../errors.ts";
+import { cacheFolder } from "../weights/cache-folder.ts";
 import { DEFAULT_DATE } from "../weights/chat-template.ts";
+import {
+  hashFile,
+  makeFolder,
+  removeStale,
+  syncFolder,
+  temporaryName,
+  writeFailed,
+  writeSynced,
+} from "../weights/durable.ts";
 import { readJsonFile, unreadable } from "../weights/json.ts";
-import { hashFile, makeFolder, removeStale, syncFolder, temporaryName, writeFailed, writeSynced } from "./durable.ts";
 import type { FeatureSource } from "./feature-source.ts";
 import { computeFeatures, type FeatureOptions, type LeftOut, writeFeatures } from "./features.ts";
 import { openFeatures } from "./features-file.ts";
@@ -30,6 +38,8 @@ export interface CacheRequest extends Omit<FeatureOptions, "onLeftOut"> {
   readonly fingerprint: string;
   /** The adapter's name: a state is the same bit for bit on one adapter only. */
   readonly adapter: string;
+  /** Of the kernels' variants, as `KernelsRecord.id`: states of others differ in their last bits. */
+  readonly kernels?: string | undefined;
   /** Of this package, and so of its kernels. */
   readonly version: string;
   /** Default {@link featuresFolder}. */
@@ -64,7 +74,7 @@ const OF_THE_PASS: ReadonlySet<string> = new Set(["state/not-finite", "list/over
 
 /** Of folders of the cache: what is in it was made of somebody's texts. */
 const PRIVATE = 0o700;
-const ENTRY_VERSION = 1;
+const ENTRY_VERSION = 2;
 const id = z.union([z.string(), z.number()]);
 const entrySchema = z.object({
   version: z.literal(ENTRY_VERSION),
@@ -84,8 +94,7 @@ type Entry = z.infer<typeof entrySchema>;
 
 /** `$XDG_CACHE_HOME/stratum/features`, or that below `~/.cache`. */
 export function featuresFolder(): string {
-  const xdg = process.env["XDG_CACHE_HOME"];
-  return join(xdg?.startsWith("/") ? xdg : join(homedir(), ".cache"), "stratum", "features");
+  return join(cacheFolder(), "features");
 }
 
 /**
@@ -161,6 +170,7 @@ async function commonIngredients(request: CacheRequest): Promise<Ingredients> {
     entry: ENTRY_VERSION,
     version: request.version,
     adapter: request.adapter,
+    kernels: request.kernels ?? null,
     model: { fingerprint, files: request.commit ?? (await modelFiles(request.directory)) },
     pooling,
     system,

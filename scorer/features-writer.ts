@@ -5,7 +5,7 @@
 import { type FileHandle, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { StratumError } from "../errors.ts";
-import { syncFolder, temporaryName, writeFailed } from "./durable.ts";
+import { syncFolder, temporaryName, writeFailed } from "../weights/durable.ts";
 
 /** An unfinished file. Disposing of it before `finish` aborts it. */
 export interface FeaturesWriter extends AsyncDisposable {

@@ -10,9 +10,6 @@ import { readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
-import { clip, isJsonObject, isSystemError, readJsonFile, show, unreadable } from "../weights/json.ts";
-import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts";
-import { writeSafetensors } from "../weights/safetensors-writer.ts";
 import {
   hashFile,
   isTemporaryOf,
@@ -22,7 +19,10 @@ import {
   temporaryName,
   writeFailed,
   writeSynced,
-} from "./durable.ts";
+} from "../weights/durable.ts";
+import { clip, isJsonObject, isSystemError, readJsonFile, show, unreadable } from "../weights/json.ts";
+import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts";
+import { writeSafetensors } from "../weights/safetensors-writer.ts";
 import { POOLINGS, type Pooling } from "./encode.ts";
 import type { Standardisation } from "./feeder.ts";
 import { checkScorerSpec, type ParameterShape, parameterShapes, SCORER_HEADS, type ScorerSpec } from "./scorer-spec.ts";

@@ -34,6 +34,7 @@ export async function runIdentity(
       ...data,
       init: run.init === undefined ? null : short(init),
       adapter: engine.device.info.name,
+      kernels: run.kernels ?? null,
     }),
   ) as Record<string, unknown>;
 }
@@ -46,6 +47,6 @@ export function checkSameRun(before: Readonly<Record<string, unknown>>, now: Rea
   throw new StratumError(
     "train/other-run",
     `the checkpoint is of another run: ${differs.map((name) => `${name} was ${JSON.stringify(before[name]) ?? "absent"}, is ${JSON.stringify(now[name]) ?? "absent"}`).join("; ")}`,
-    "resume with the options, the data and the adapter of the run that was stopped, or train anew in another folder",
+    "resume with the options, the data, the adapter and the kernels (--tune) of the run that was stopped, or train anew in another folder",
   );
 }

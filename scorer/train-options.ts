@@ -58,6 +58,8 @@ export interface TrainRun {
   readonly init?: ReadonlyMap<string, Float32Array> | undefined;
   /** Lists to train on (validation included); default all. */
   readonly lists?: readonly number[] | undefined;
+  /** What the features come from, as `KernelsRecord.id`; a run that is resumed must have the same. */
+  readonly kernels?: string | undefined;
   /** Where checkpoints go; none are written without. */
   readonly checkpoint?: { readonly path: string; readonly everySteps: number; readonly resume: boolean } | undefined;
   /** Bytes of features that may stay on the GPU; beyond, they are brought batch by batch. Default 2 GiB. */

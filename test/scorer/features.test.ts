@@ -132,6 +132,7 @@ describe("cachedFeatures", () => {
     directory: DEMO_MODEL,
     fingerprint: "fingerprint",
     adapter: "adapter",
+    kernels: "kernels",
     version: "1",
     folder: join(folder.path, "cache"),
     onNote: (text) => notes.push(text),
@@ -192,6 +193,7 @@ describe("cachedFeatures", () => {
         truncate: true,
         date: "2026-01-01",
         adapter: "adapter",
+        kernels: "kernels",
         version: "1",
         data: expect.stringMatching(/^[0-9a-f]{64}$/),
         model: {
@@ -211,6 +213,7 @@ describe("cachedFeatures", () => {
     ["truncated responses", { truncate: true }],
     ["another model", { fingerprint: "other" }],
     ["another adapter", { adapter: "other" }],
+    ["other kernels", { kernels: "other" }],
     ["another version", { version: "2" }],
     ["another label", { lines: linesOf(relabelled) }],
     ["another order", { lines: linesOf([...LINES].reverse()) }],

@@ -106,7 +106,7 @@ describe("a run that is stopped", () => {
       expect(found.message).toContain(message);
     });
 
-    it("with other data: one number of one state, one label, one list less, other instructions, other first weights", async () => {
+    it("with other data: one number of one state, one label, one list less, other instructions, other first weights, other kernels", async () => {
       const resp = features.resp.slice();
       resp[resp.length - 1]! += 1e-6;
       const labels = features.labels.slice();
@@ -121,6 +121,7 @@ describe("a run that is stopped", () => {
           outcome({}, { ...resume("stopped.safetensors"), instructions: lists.concat(59).map((b) => `${b >> 1}`) }),
         ],
         ["init", outcome({}, { ...resume("stopped.safetensors"), init: initialWeights(spec, 9) })],
+        ["kernels", outcome({}, { ...resume("stopped.safetensors"), kernels: "0123456789abcdef" })],
       ];
       for (const [name, promise] of cases) {
         const { code, message } = await failure(promise);
