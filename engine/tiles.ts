@@ -116,16 +116,14 @@ export function matmulVersion(): string {
 
 let knownVersion: string | undefined;
 
-const SAMPLE = {
-  ...{ k: 96, n: 160, weight: "f32", epilogue: "store" },
-  ...{ bias: true, outStride: 160, outOffset: 0 },
-} as const;
+const SHAPE = { k: 96, n: 160, weight: "f32", epilogue: "store" } as const satisfies MatmulShape;
+const SAMPLE = { ...SHAPE, bias: true, outStride: 160, outOffset: 0 } as const;
 
 function fixedTexts(): string[] {
   const tile = { tileRows: 4, tileCols: 2, lanes: 32 };
   const tiles: readonly MatmulTile[] = [
     ...[true, false].flatMap((textures) => [8, 0].map((subgroup) => ({ ...tile, subgroup, textures }))),
-    ...matmulChoices({ subgroupSize: 0, textures: false, staged: true }, SAMPLE).slice(0, 1),
+    ...matmulChoices({ subgroupSize: 0, textures: false, staged: true }, SHAPE).slice(0, 1),
   ];
   return WEIGHTS.flatMap((weight) =>
     (["store", "glu"] as const).flatMap((epilogue) =>
