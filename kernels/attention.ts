@@ -133,7 +133,9 @@ export function attentionTile(target: Target, headDim: number): AttentionTile {
     ? 4 * textureColumns({ headDim, subgroup }).texels
     : attentionColumns({ headDim, subgroup }).columns;
   const sums = textures ? 128 : (MOST_SUMS[subgroup] ?? 32);
-  return { tileRows: Math.max(4, Math.min(textures ? 16 : 8, Math.floor(sums / columns))), subgroup, textures };
+  // Heads of small models: 16 rows take longer to compile than they save.
+  const most = textures && headDim > 32 ? 16 : 8;
+  return { tileRows: Math.max(4, Math.min(most, Math.floor(sums / columns))), subgroup, textures };
 }
 
 /** The variants that a target can run for a head size, the default first. */

@@ -145,6 +145,8 @@ export type MatmulShape = Pick<MatmulVariant, "k" | "n" | "weight" | "epilogue">
 
 /** Cost of a load relative to an FMA of as many lanes, as measured on the software adapters. */
 const LOAD_COST = { texel: 50, word: 22 };
+/** Weights of a matrix that is over before a large tile is compiled: half a second on SwiftShader, a tenth for a small one. */
+const SMALL = 2 ** 15;
 /** Columns a lane, by subgroup size: SwiftShader (4) keeps sums in memory anyway. */
 const MOST_COLUMNS: Readonly<Record<number, number>> = { 4: 8 };
 
@@ -157,7 +159,8 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
   const subgroup = target.subgroupSize <= 32 ? target.subgroupSize : 0;
   const textures = target.textures && fitsTextures(k);
   const [lanes, weights] = [32, epilogue === "glu" ? 2 : 1];
-  const tileRows = textures && subgroup > 0 ? 16 : 8;
+  const small = k * n <= SMALL;
+  const tileRows = textures && subgroup > 0 && !small ? 16 : 8;
   const cost = (cols: number) => {
     const sums = 8 * tileRows * cols * weights;
     const loads = textures
@@ -165,7 +168,8 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
       : LOAD_COST.word * (tileRows + 4 * cols * weights);
     return Math.ceil(n / (lanes * cols)) * (loads + sums);
   };
-  const tileCols = range((textures ? (MOST_COLUMNS[subgroup] ?? 4) : 4) / weights)
+  const mostCols = small ? 2 : textures ? (MOST_COLUMNS[subgroup] ?? 4) : 4;
+  const tileCols = range(mostCols / weights)
     .map((c) => c + 1)
     .reduce((best, cols) => (cost(cols) < cost(best) ? cols : best));
   return { tileRows, tileCols, lanes, subgroup, textures };
