@@ -145,8 +145,12 @@ export type MatmulShape = Pick<MatmulVariant, "k" | "n" | "weight" | "epilogue">
 
 /** Cost of a load relative to an FMA of as many lanes, as measured on the software adapters. */
 const LOAD_COST = { texel: 50, word: 22 };
-/** Weights of a matrix that is over before a large tile is compiled: half a second on SwiftShader, a tenth for a small one. */
-const SMALL = 2 ** 15;
+/**
+ * Weights of a matrix, by subgroup size, whose product is over before a large tile is compiled: SwiftShader (4) takes half
+ * a second for one, a tenth for a small tile, and keeps nothing for the next run.
+ */
+const SMALL: Readonly<Record<number, number>> = { 4: 100_000 };
+const SMALL_ELSEWHERE = 2 ** 15;
 /** Columns a lane, by subgroup size: SwiftShader (4) keeps sums in memory anyway. */
 const MOST_COLUMNS: Readonly<Record<number, number>> = { 4: 8 };
 
@@ -159,7 +163,7 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
   const subgroup = target.subgroupSize <= 32 ? target.subgroupSize : 0;
   const textures = target.textures && fitsTextures(k);
   const [lanes, weights] = [32, epilogue === "glu" ? 2 : 1];
-  const small = k * n <= SMALL;
+  const small = k * n <= (SMALL[subgroup] ?? SMALL_ELSEWHERE);
   const tileRows = textures && subgroup > 0 && !small ? 16 : 8;
   const cost = (cols: number) => {
     const sums = 8 * tileRows * cols * weights;
