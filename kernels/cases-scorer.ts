@@ -11,7 +11,7 @@ import { type LayerNormVariant, layerNorm, layerNormGrad, layerNormGradTwin, lay
 import { type ListAttentionVariant, listAttention, listAttentionTwin } from "./list-attention.ts";
 import { listAttentionGrad, listAttentionGradTwin } from "./list-attention-grad.ts";
 import { listCosine, listCosineGrad, listCosineGradTwin, listCosineTwin } from "./list-cosine.ts";
-import { matmul, matmulTile, matmulTwin } from "./matmul.ts";
+import { bufferTile, matmul, matmulTile, matmulTwin } from "./matmul.ts";
 import { matmulWeightGrad, matmulWeightGradTile, matmulWeightGradTwin } from "./matmul-weight-grad.ts";
 import { seededRandom } from "./random.ts";
 import { standardise, standardiseTwin } from "./standardise.ts";
@@ -382,7 +382,7 @@ function transposedCases(target: Target): KernelCase[] {
       const base = { k: 57, n: 65, weight: "f32", epilogue, bias: false, outStride: 65, outOffset: 0 } as const;
       const variant = {
         ...base,
-        ...matmulTile({ ...target, textures: false }, { k: 57, n: 65, epilogue }),
+        ...bufferTile(target, { k: 57, n: 65, epilogue }),
         subgroup,
         transposed: true,
       } as const;

@@ -179,6 +179,11 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
   return { tileRows, tileCols, lanes, subgroup, textures };
 }
 
+/** The tile of weights that lie in a plain buffer whatever the target likes: those that change, and transposed ones. */
+export function bufferTile({ subgroupSize }: Target, shape: Pick<MatmulShape, "k" | "n" | "epilogue">): MatmulTile {
+  return matmulTile({ subgroupSize, textures: false }, shape);
+}
+
 /** 64 rows by 64 columns, or by 32 of two weights: 16 KiB of workgroup memory, which every adapter has. */
 function stagedTile(epilogue: MatmulVariant["epilogue"]): MatmulTile {
   const tileCols = epilogue === "glu" ? 2 : 4;

@@ -2,7 +2,7 @@
 import type { Engine } from "../engine/model.ts";
 import { sumBytes } from "../engine/planned-buffer.ts";
 import { timeKernel } from "../engine/run-kernel.ts";
-import { matmul, matmulTile } from "../kernels/matmul.ts";
+import { bufferTile, matmul } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
 import type { FeatureSource } from "./feature-source.ts";
 import { identity } from "./feeder.ts";
@@ -108,7 +108,7 @@ export async function benchTrain(engine: Engine, options: TrainBenchOptions): Pr
   const { dim, width } = spec;
   const kernel = matmul({
     ...{ k: dim, n: width, weight: "f32", epilogue: "store", bias: false, outStride: width, outOffset: 0 },
-    ...matmulTile({ ...target, textures: false }, { k: dim, n: width, epilogue: "store" }),
+    ...bufferTile(target, { k: dim, n: width, epilogue: "store" }),
   });
   const values = (count: number) => new Float32Array(count).fill(0.5);
   const operands = { x: values(stepRows * dim), weight: values(width * dim), out: values(stepRows * width) };

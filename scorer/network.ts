@@ -17,7 +17,7 @@ import { layerNorm, layerNormGrad } from "../kernels/layer-norm.ts";
 import { listAttention } from "../kernels/list-attention.ts";
 import { listAttentionGrad } from "../kernels/list-attention-grad.ts";
 import { listCosine, listCosineGrad } from "../kernels/list-cosine.ts";
-import { type MatmulVariant, matmul, matmulTile } from "../kernels/matmul.ts";
+import { bufferTile, type MatmulVariant, matmul } from "../kernels/matmul.ts";
 import { matmulWeightGrad, matmulWeightGradTile } from "../kernels/matmul-weight-grad.ts";
 import { elementCount, type ParameterShape, parameterShapes, type ScorerSpec } from "./scorer-spec.ts";
 
@@ -188,7 +188,7 @@ function linearSizes(spec: ScorerSpec): Readonly<Record<Linear, { k: number; n: 
 function product(target: Target, k: number, n: number, epilogue: "store" | "add", transposed: boolean): Kernel {
   const variant: MatmulVariant = {
     ...{ k, n, weight: "f32", epilogue, bias: !transposed, outStride: n, outOffset: 0 },
-    ...matmulTile({ ...target, textures: false }, { k, n, epilogue }),
+    ...bufferTile(target, { k, n, epilogue }),
     ...(transposed ? { transposed } : {}),
   };
   return matmul(variant);

@@ -5,7 +5,7 @@ import { runKernel } from "../../engine/run-kernel.ts";
 import { type AttentionVariant, attention, attentionTiles } from "../../kernels/attention.ts";
 import { cosine } from "../../kernels/cosine.ts";
 import type { Kernel, TwinBuffer } from "../../kernels/kernel.ts";
-import { matmul, matmulTile } from "../../kernels/matmul.ts";
+import { bufferTile, matmul } from "../../kernels/matmul.ts";
 import { type NormVariant, norm } from "../../kernels/norm.ts";
 import { seededRandom } from "../../kernels/random.ts";
 import { rope } from "../../kernels/rope.ts";
@@ -69,7 +69,7 @@ describe.each(SUBGROUPS)("subgroup %i", (subgroup) => {
       bias: false,
       outStride: n,
       outOffset: 0,
-      ...matmulTile({ ...engine.target, textures: false }, { k, n, epilogue }),
+      ...bufferTile(engine.target, { k, n, epilogue }),
       subgroup,
     });
     const random = seededRandom(9);

@@ -29,6 +29,12 @@ for (const adapter of ["auto", "embedded"]) {
   const engine = await createEngine({ adapter });
   afterAll(() => engine[Symbol.dispose]());
 
+  it(`trains with the kernels of a GPU's target (${adapter})`, async () => {
+    const gpu = { ...engine, target: { ...engine.target, textures: false, staged: true } as const };
+    using trainer = await createTrainer(gpu, golden.source, OPTIONS);
+    expect(trainer.network.layout.count).toBeGreaterThan(0);
+  });
+
   const trainerOf = async (options: Partial<TrainerOptions>): Promise<Trainer> => {
     const trainer = await createTrainer(engine, golden.source, { ...OPTIONS, ...options });
     const zero = new Float32Array(trainer.network.layout.count);
