@@ -15,6 +15,7 @@ const KIND_OF_AREA = {
   safetensors: "usage",
   scorer: "usage",
   features: "usage",
+  report: "usage",
   list: "input",
   state: "input",
   train: "input",
