@@ -101,6 +101,8 @@ export { loadScorer, type SavedScorer, saveScorer } from "./scorer/scorer-file.t
 export { checkScorerFits } from "./scorer/scorer-fits.ts";
 export { initialWeights, parameterShapes, type ScorerSpec } from "./scorer/scorer-spec.ts";
 export { loadWeights } from "./scorer/scorer-weights.ts";
+export type { ReportStates, StateCosine, StateMap, StateNorm, StateSeparation } from "./scorer/states-data.ts";
+export { type LookOptions, lookAtStates, type StatePlace } from "./scorer/states-look.ts";
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";
 export { compareCells, type SweepCell, type SweepSummary, summariseSweep, sweep } from "./scorer/sweep.ts";
 export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";

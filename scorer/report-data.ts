@@ -4,6 +4,7 @@
  * rows. Measures are shares in [0, 1], times milliseconds, sizes bytes; what could not be measured is null, never 0.
  */
 import { z } from "zod";
+import { statesSchema } from "./states-data.ts";
 
 /** Another shape of the files is another version. */
 export const REPORT_VERSION = 1;
@@ -202,33 +203,6 @@ const sliceSchema = z.object({
   rows: z.array(z.object({ method: z.string(), ...place, top1: maybeEstimate, pairwise: maybeEstimate })),
 });
 
-/** What states look like, layer by layer. */
-const statesSchema = z.object({
-  norms: z.array(
-    z.object({
-      ...{ layer, pooling, of: z.enum(["instruction", "response"]) },
-      /** Quartiles of the Euclidean norm. */
-      ...{ low: z.number(), median: z.number(), high: z.number() },
-    }),
-  ),
-  /** Cosine between the states of one sequence at two neighbouring asked-for layers, mean over the sequences. */
-  cosines: z.array(z.object({ from: layer, to: layer, pooling, mean: z.number(), low: z.number(), high: z.number() })),
-  /** Between safe and unsafe responses. */
-  separation: z.array(
-    z.object({ layer, pooling, fisher: z.number().nullable(), silhouette: z.number().nullable(), responses: count }),
-  ),
-  maps: z.array(
-    z.object({
-      ...{ layer, pooling, method: z.string() },
-      /** Shares of the variance along x and y, of a PCA. */
-      explained: z.array(z.number()).nullable(),
-      /** A column each: coordinates, class (1 safe, 0 not, null unknown), id of the list, candidate. */
-      ...{ x: z.array(z.number()), y: z.array(z.number()), label: z.array(z.number().nullable()) },
-      ...{ list: z.array(z.union([z.string(), z.number()])), candidate: z.array(count) },
-    }),
-  ),
-});
-
 /** Answers withheld below a score, against the error among those given. */
 const coverageSchema = z.object({
   method: z.string(),
@@ -286,6 +260,5 @@ export type ReportDifference = z.infer<typeof differenceSchema>;
 export type ReportRecommendation = z.infer<typeof recommendationSchema>;
 export type ReportTransfer = z.infer<typeof transferSchema>;
 export type ReportSlice = z.infer<typeof sliceSchema>;
-export type ReportStates = z.infer<typeof statesSchema>;
 export type ReportCoverage = z.infer<typeof coverageSchema>;
 export type ReportCell = z.infer<typeof cellSchema>;

@@ -40,17 +40,24 @@ export function streamRandom(...parts: readonly (number | string)[]): () => numb
   return seededRandom(streamSeed(...parts));
 }
 
-/** The order of `count` lists in an epoch (Fisher-Yates). */
+/** The order of `count` lists in an epoch. */
 export function epochOrder(count: number, seed: number, epoch: number): Uint32Array {
   const random = streamRandom("order", seed, epoch);
-  const order = Uint32Array.from({ length: count }, (_, i) => i);
-  for (let i = count - 1; i > 0; i--) {
+  return shuffled(
+    Uint32Array.from({ length: count }, (_, i) => i),
+    random,
+  );
+}
+
+/** Shuffles in place (Fisher-Yates). @returns the same values */
+export function shuffled<T extends number[] | Uint32Array>(values: T, random: () => number): T {
+  for (let i = values.length - 1; i > 0; i--) {
     const j = Math.floor(random() * (i + 1));
-    const held = order[i];
-    order[i] = order[j];
-    order[j] = held;
+    const held = values[i];
+    values[i] = values[j];
+    values[j] = held;
   }
-  return order;
+  return values;
 }
 
 /**
