@@ -13,7 +13,7 @@ import { type ModelFiles, openModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun, type RunPlan, type RunRequest } from "../engine/plan.ts";
 import { platformOf } from "../engine/platform.ts";
 import { messageOf, StratumError } from "../errors.ts";
-import { POOLINGS, type Pooling } from "../scorer/encode.ts";
+import { isPooling, POOLING_NAMES, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
 import { addProfileOptions, openProfile, type ProfileFlags, profileChoice } from "./profile.ts";
@@ -66,9 +66,9 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
     .addOption(
       new Option(
         "--pooling <name>",
-        "a response's state: its last token's, the one of the token that ends a turn, or the mean of its tokens'",
+        "a response's state: its last token's, the end token's of its turn, the mean of its tokens', or last-K: of the last K",
       )
-        .choices(POOLINGS)
+        .argParser(poolingName)
         .default("last", "last, or what a preset or scorer says"),
     )
     .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
@@ -99,6 +99,12 @@ export function positiveInteger(text: string): number {
     throw new InvalidArgumentError("a positive whole number is needed.");
   }
   return value;
+}
+
+/** A pooling by its name. */
+export function poolingName(text: string): Pooling {
+  if (isPooling(text)) return text;
+  throw new InvalidArgumentError(`it is one of ${POOLING_NAMES}.`);
 }
 
 /** A calendar date, `YYYY-MM-DD`. */

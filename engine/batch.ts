@@ -73,6 +73,8 @@ interface Chunk {
   readonly rows: number;
   /** What it takes of the budget. */
   readonly cost: number;
+  /** (members) whose rows hold a member's: its own, or those of a neighbour that begins with it. */
+  readonly hosts: readonly number[];
 }
 
 function membersOf({ sequences, poolFrom = [] }: SequenceGroup): Member[] {
@@ -94,10 +96,34 @@ function chunkOf(group: number, members: readonly Member[], { sharePrefix, longF
   // A long sequence is another from its first token on.
   const alike = members.every((member) => isLong(member, longFrom) === isLong(members[0], longFrom));
   const prefixLength = sharePrefix && alike && members.length > 1 ? sharedPrefix(members) : 0;
-  const own = members.map(({ ids }) => ids.length - prefixLength);
+  const hosts = hostsOf(members, { sharePrefix, longFrom });
+  const own = members.map(({ ids }, i) => (hosts[i] === i ? ids.length - prefixLength : 0));
   const rows = own.reduce((sum, length) => sum + length, prefixLength);
   const cost = own.reduce((sum, length) => sum + Math.max(length, MIN_SEQUENCE_ROWS), prefixLength);
-  return { group, members, prefixLength, rows, cost };
+  return { group, members, prefixLength, rows, cost, hosts };
+}
+
+/**
+ * Neighbours that say the same as far as they go need one run of rows, the longest's: a token's state depends on what
+ * stands before it, not on what comes after. So one sequence is read out in several ways for the price of one.
+ */
+function hostsOf(members: readonly Member[], { sharePrefix, longFrom }: Sharing): number[] {
+  const hosts: number[] = [];
+  let first = 0;
+  let longest = 0;
+  for (const [i, member] of members.entries()) {
+    const host = members[longest];
+    const shorter = Math.min(member.ids.length, host.ids.length);
+    const alike =
+      sharePrefix &&
+      isLong(member, longFrom) === isLong(host, longFrom) &&
+      commonPrefixLength(host.ids, member.ids) === shorter;
+    if (!alike) first = i;
+    if (!alike || member.ids.length > shorter) longest = i;
+    hosts.fill(longest, first);
+    hosts.push(longest);
+  }
+  return hosts;
 }
 
 /**
@@ -138,11 +164,15 @@ function pack(chunks: readonly Chunk[]): Batch {
   };
   for (const chunk of chunks) {
     const prefixStart = row;
-    const { group, members, prefixLength } = chunk;
+    const { group, members, prefixLength, hosts } = chunk;
     place(members[0].ids.subarray(0, prefixLength), prefixStart, prefixLength, prefixStart + prefixLength, 0);
-    for (const { index, ids: tokens, poolFrom } of members) {
-      const ownStart = row;
-      place(tokens.subarray(prefixLength), prefixStart, prefixLength, ownStart, prefixLength);
+    const starts = new Map<number, number>();
+    for (const [i, { index, ids: tokens, poolFrom }] of members.entries()) {
+      const ownStart = starts.get(hosts[i]) ?? row;
+      if (!starts.has(hosts[i])) {
+        starts.set(hosts[i], row);
+        place(members[hosts[i]].ids.subarray(prefixLength), prefixStart, prefixLength, ownStart, prefixLength);
+      }
       sequences.push({ group, index, prefixStart, prefixLength, ownStart, length: tokens.length, poolFrom });
     }
   }

@@ -12,15 +12,30 @@ import type { List } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
 /**
- * Which state stands for a response: that of its own last token, that of the token that ends an assistant's turn, or the
- * mean over the response's tokens. A prompt's is that of its last token always.
+ * Which state stands for a response: that of its own last token, that of the token that ends an assistant's turn, the
+ * mean over the response's tokens, or over its last K of them (all where it has fewer). A prompt's is that of its last
+ * token always.
  */
-export const POOLINGS = ["last", "end", "mean"] as const;
-export type Pooling = (typeof POOLINGS)[number];
+export type Pooling = "last" | "end" | "mean" | `last-${number}`;
+
+/** What a pooling may be called, in words. */
+export const POOLING_NAMES = "last, end, mean, or last-K with K from 1 (last-8: the mean of the last 8 tokens)";
+
+/** Whether a text names a pooling. */
+export function isPooling(text: string): text is Pooling {
+  return /^(?:last|end|mean|last-[1-9]\d{0,8})$/.test(text);
+}
 
 /** How the engine pools what is encoded so: the end token is a last token, too. */
-export function runPooling(pooling: Pooling = "last"): RunPooling {
-  return pooling === "mean" ? "mean" : "last";
+export function runPooling(...poolings: readonly (Pooling | undefined)[]): RunPooling {
+  return poolings.every((pooling = "last") => pooling === "last" || pooling === "end") ? "last" : "mean";
+}
+
+/** The first of a response's tokens that are averaged; null for the last alone. */
+function pooledFrom(pooling: Pooling, responseStart: number, length: number): number | null {
+  if (pooling === "last" || pooling === "end") return null;
+  if (pooling === "mean") return responseStart;
+  return Math.max(responseStart, length - Number(pooling.slice("last-".length)));
 }
 
 export interface EncodeOptions {
@@ -135,7 +150,16 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
           sequences,
           anchored: true,
           // A cut takes tokens off the end, and leaves some of the response.
-          ...(pooling === "mean" ? { poolFrom: [null, ...encoded.candidates.map((each) => each.responseStart)] } : {}),
+          ...(runPooling(pooling) === "mean"
+            ? {
+                poolFrom: [
+                  null,
+                  ...candidates.map(({ length }, i) =>
+                    pooledFrom(pooling, encoded.candidates[i].responseStart, length),
+                  ),
+                ],
+              }
+            : {}),
         },
         notes: {
           ...(encoded.templated ? {} : { template: "none" as const }),
@@ -145,5 +169,28 @@ export async function createListEncoder(files: ModelFiles, options: EncodeOption
         tokens: sequences.reduce((sum, ids) => sum + ids.length, 0),
       };
     },
+  };
+}
+
+/**
+ * One list under several poolings at once: the prompt, then a candidate's sequences side by side, `poolings.length` each
+ * in the order of `encoders`. What they share is computed once.
+ * @param encoders one a pooling, otherwise alike
+ * @throws {StratumError} as `ListEncoder.encode`, where any of them does
+ */
+export function encodeUnderAll(encoders: readonly ListEncoder[], list: List): EncodedGroup {
+  const found = encoders.map((encoder) => encoder.encode(list));
+  const [first] = found;
+  const beside = <T>(of: (each: EncodedGroup, i: number) => T) =>
+    list.candidates.flatMap((_, candidate) => found.map((each) => of(each, candidate + 1)));
+  const sequences = [first.group.sequences[0], ...beside(({ group }, i) => group.sequences[i])];
+  return {
+    group: {
+      sequences,
+      anchored: true,
+      poolFrom: [null, ...beside(({ group }, i) => group.poolFrom?.[i] ?? null)],
+    },
+    notes: first.notes,
+    tokens: first.tokens,
   };
 }

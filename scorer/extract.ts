@@ -7,7 +7,14 @@ import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
 import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
-import { createListEncoder, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
+import {
+  createListEncoder,
+  type EncodeOptions,
+  encodeUnderAll,
+  type ListEncoder,
+  type Pooling,
+  runPooling,
+} from "./encode.ts";
 import { atLine, type Id, type SequenceLine } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
@@ -19,6 +26,11 @@ export interface ExtractOptions extends EncodeOptions {
    * of a prompt, a text or ids.
    */
   readonly tokens: "last" | "all";
+  /**
+   * With `last`, instead of `pooling`: several at once. A list then gives its prompt's state, and of every candidate one
+   * state a pooling, side by side in this order.
+   */
+  readonly poolings?: readonly Pooling[] | undefined;
   readonly batchTokens?: number | undefined;
   readonly sharePrefix?: boolean | undefined;
 }
@@ -64,6 +76,7 @@ interface Pending {
 /** Prepares extraction. The tokenizer is opened only when a line needs it: lines of ids do without. */
 export async function createExtractor(model: Model, options: ExtractOptions): Promise<Extractor> {
   const { layers, tokens, batchTokens, sharePrefix = true } = options;
+  const poolings = options.poolings ?? [options.pooling ?? "last"];
   const { files } = model;
   const { device } = model.engine;
   const { config } = files.spec;
@@ -71,17 +84,19 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
   const runner = await createRunner(model.loaded, {
     layers,
     output: tokens === "last" ? "pooled" : "all",
-    pooling: runPooling(options.pooling),
+    pooling: runPooling(...poolings),
     batchTokens,
   });
-  let encoder: Promise<ListEncoder> | undefined;
+  let encoders: Promise<readonly ListEncoder[]> | undefined;
 
   async function prepare(line: SequenceLine): Promise<{ group: SequenceGroup; notes: RankingNotes }> {
     if (line.kind === "error") throw line.error;
     if (line.kind === "list") {
-      encoder ??= createListEncoder(files, options);
-      const made = await encoder;
-      const { group, notes } = device.span("tokenise", () => made.encode(line.list));
+      encoders ??= Promise.all(poolings.map((pooling) => createListEncoder(files, { ...options, pooling })));
+      const made = await encoders;
+      const { group, notes } = device.span("tokenise", () =>
+        made.length === 1 ? made[0].encode(line.list) : encodeUnderAll(made, line.list),
+      );
       // Nothing is compared with the prompt: a cut list need not repeat it.
       return { group: { ...group, anchored: false }, notes };
     }
@@ -118,7 +133,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
         }
       };
       for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
-        yield outcome(pending, layers, hiddenSize);
+        yield outcome(pending, layers, hiddenSize, poolings.length);
       }
     },
     [Symbol.dispose]: () => runner[Symbol.dispose](),
@@ -129,6 +144,7 @@ function outcome(
   { line, sequences, states, notes, error }: Pending,
   layers: readonly number[],
   d: number,
+  poolings: number,
 ): ExtractOutcome {
   const at = { line: line.line, id: line.id };
   if (line.kind === "error") return { kind: "failed", ...at, error: line.error };
@@ -149,7 +165,7 @@ function outcome(
     source: line.kind,
     notes,
     sequences: sequences.map((ids, i) => ({
-      candidate: line.kind === "list" && i > 0 ? i - 1 : null,
+      candidate: line.kind === "list" && i > 0 ? Math.floor((i - 1) / poolings) : null,
       ids,
       states: states[i],
     })),

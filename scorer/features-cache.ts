@@ -20,8 +20,9 @@ import {
   writeSynced,
 } from "../weights/durable.ts";
 import { readJsonFile, unreadable } from "../weights/json.ts";
+import type { Pooling } from "./encode.ts";
 import type { FeatureSource } from "./feature-source.ts";
-import { computeFeatures, type FeatureOptions, type LeftOut, writeFeatures } from "./features.ts";
+import { computeFeatures, type FeatureOptions, type LeftOut, poolingsOf, writeFeatures } from "./features.ts";
 import { openFeatures } from "./features-file.ts";
 import type { Id, ListLine } from "./lists.ts";
 
@@ -48,9 +49,10 @@ export interface CacheRequest extends Omit<FeatureOptions, "onLeftOut"> {
   readonly onNote?: ((text: string) => void) | undefined;
 }
 
-/** One layer's features. */
+/** One layer's features under one pooling. */
 export interface CachedLayer {
   readonly layer: number;
+  readonly pooling: Pooling;
   readonly path: string;
   /** Open until the whole result is disposed of. */
   readonly source: FeatureSource;
@@ -61,7 +63,7 @@ export interface CachedLayer {
   readonly reused: boolean;
 }
 
-/** Layers in the order that was asked for. Disposing it closes their files. */
+/** Layers in the order that was asked for, a layer's poolings side by side. Disposing it closes their files. */
 export interface CachedFeatures extends AsyncDisposable {
   readonly layers: readonly CachedLayer[];
 }
@@ -71,6 +73,14 @@ type Ingredients = Readonly<Record<string, unknown>>;
 
 /** Whether a list has features here depends on what else the pass computed, not on the list alone. */
 const OF_THE_PASS: ReadonlySet<string> = new Set(["state/not-finite", "list/over-budget"]);
+/** Of a pass with several poolings also its length: the end token is one more. */
+const OF_POOLINGS = "list/too-long";
+
+/** A layer under a pooling. */
+interface Tap {
+  readonly layer: number;
+  readonly pooling: Pooling;
+}
 
 /** Of folders of the cache: what is in it was made of somebody's texts. */
 const PRIVATE = 0o700;
@@ -103,47 +113,77 @@ export function featuresFolder(): string {
  *   `computeFeatures`; the signal's reason when it ends the pass
  */
 export async function cachedFeatures(request: CacheRequest): Promise<CachedFeatures> {
-  const { layers, folder = featuresFolder() } = request;
+  const { folder = featuresFolder() } = request;
+  const poolings = [...new Set(poolingsOf(request))];
+  const layers = [...new Set(request.layers)];
   const common = await commonIngredients(request);
-  const found = new Map<number, OpenLayer>();
-  const look = async (wanted: readonly number[], pass: unknown) => {
-    for (const layer of wanted) {
-      const opened = await openEntry(entryPath(folder, { ...common, layer, pass }), request);
-      if (opened !== null) found.set(layer, { ...opened, layer, reused: true });
+  const found = new Map<string, OpenLayer>();
+  const { batchTokens = null, sharePrefix = true } = request;
+  const passOf = (of: Pick<Pass, "layers" | "poolings">): Pass => ({
+    ...of,
+    batch_tokens: batchTokens,
+    share_prefix: sharePrefix,
+  });
+  const whole = passOf({ layers, poolings });
+  const missing = (of: Pass) => tapsOf(of).filter((tap) => !found.has(nameOf(tap)));
+  const look = async (of: Pass, pass: Pass | null) => {
+    for (const tap of missing(of)) {
+      const opened = await openEntry(entryPath(folder, { ...common, ...tap, pass }), request);
+      if (opened !== null) found.set(nameOf(tap), { ...opened, ...tap, reused: true });
     }
   };
-  const missing = () => [...new Set(layers)].filter((layer) => !found.has(layer));
+  const drop = async (of: Pass) => {
+    const taps = tapsOf(of).filter((tap) => found.has(nameOf(tap)));
+    await closeAll(taps.flatMap((tap) => found.get(nameOf(tap)) ?? []));
+    for (const tap of taps) found.delete(nameOf(tap));
+  };
+  const compute = async (of: Pass) => {
+    // All of the pass again, where a part of it is damaged.
+    await drop(of);
+    for (const made of await computeTaps(request, folder, common, of)) found.set(nameOf(made), made);
+  };
   try {
-    await look(layers, null);
-    const { batchTokens = null, sharePrefix = true } = request;
-    const pass = { layers: missing(), batch_tokens: batchTokens, share_prefix: sharePrefix };
-    await look(pass.layers, pass);
-    if (missing().length > 0) {
-      // All of the pass again, where a part of it is damaged.
-      await closeAll(pass.layers.flatMap((layer) => found.get(layer) ?? []));
-      for (const layer of pass.layers) found.delete(layer);
-      for (const layer of await computeLayers(request, folder, common, pass)) found.set(layer.layer, layer);
-    }
+    await look(whole, null);
+    const absent = missing(whole);
+    const rest = passOf({
+      layers: layers.filter((layer) => absent.some((tap) => tap.layer === layer)),
+      poolings: poolings.filter((pooling) => absent.some((tap) => tap.pooling === pooling)),
+    });
+    await look(rest, rest);
+    if (missing(rest).length > 0) await compute(rest);
     if (!sameLists([...found.values()])) {
-      // What a pass leaves out depends on its layers: only those of one pass belong together.
-      await closeAll(found.values());
-      found.clear();
-      const whole = { ...pass, layers: [...new Set(layers)] };
-      await look(whole.layers, whole);
-      if (missing().length > 0) {
-        await closeAll(found.values());
-        found.clear();
-        for (const layer of await computeLayers(request, folder, common, whole)) found.set(layer.layer, layer);
-      }
+      // What a pass leaves out depends on its layers and poolings: only those of one pass belong together.
+      await drop(whole);
+      await look(whole, whole);
+      if (missing(whole).length > 0) await compute(whole);
     }
   } catch (thrown) {
     await closeAll(found.values());
     throw thrown;
   }
   return {
-    layers: layers.flatMap((layer) => found.get(layer) ?? []),
+    layers: request.layers.flatMap((layer) =>
+      poolingsOf(request).flatMap((pooling) => found.get(nameOf({ layer, pooling })) ?? []),
+    ),
     [Symbol.asyncDispose]: () => closeAll(found.values()),
   };
+}
+
+/** What one pass computes, and what of it decides which lists it leaves out. */
+interface Pass {
+  readonly layers: readonly number[];
+  readonly poolings: readonly Pooling[];
+  readonly batch_tokens: number | null;
+  readonly share_prefix: boolean;
+}
+
+/** In the order of `ListFeatures.states`. */
+function tapsOf({ layers, poolings }: Pass): Tap[] {
+  return layers.flatMap((layer) => poolings.map((pooling) => ({ layer, pooling })));
+}
+
+function nameOf({ layer, pooling }: Tap): string {
+  return `${layer} ${pooling}`;
 }
 
 /** Whether layers hold the same lists in the same order. */
@@ -160,7 +200,7 @@ async function closeAll(layers: Iterable<OpenLayer>): Promise<void> {
 }
 
 async function commonIngredients(request: CacheRequest): Promise<Ingredients> {
-  const { fingerprint, pooling = "last", system = null, date = DEFAULT_DATE, truncate = false } = request;
+  const { fingerprint, system = null, date = DEFAULT_DATE, truncate = false } = request;
   const hash = createHash("sha256");
   for await (const line of request.lines()) {
     addLine(hash, line);
@@ -172,7 +212,6 @@ async function commonIngredients(request: CacheRequest): Promise<Ingredients> {
     adapter: request.adapter,
     kernels: request.kernels ?? null,
     model: { fingerprint, files: request.commit ?? (await modelFiles(request.directory)) },
-    pooling,
     system,
     date,
     truncate,
@@ -248,13 +287,14 @@ async function openEntry(
   }
 }
 
-async function computeLayers(
+async function computeTaps(
   request: CacheRequest,
   folder: string,
   common: Ingredients,
-  pass: { readonly layers: readonly number[] },
+  pass: Pass,
 ): Promise<OpenLayer[]> {
-  const { layers } = pass;
+  const { layers, poolings } = pass;
+  const taps = tapsOf(pass);
   const guarded = async <T>(step: () => Promise<T>): Promise<T> => {
     try {
       return await step();
@@ -283,8 +323,8 @@ async function computeLayers(
       }
     }
     const onLeftOut = (left: LeftOut) => leftOut.push(left);
-    const features = computeFeatures(model, hashed(), { ...request, layers, onLeftOut });
-    const made = layers.map((layer) => join(scratch, `layer-${layer}.safetensors`));
+    const features = computeFeatures(model, hashed(), { ...request, layers, poolings, onLeftOut });
+    const made = taps.map(({ layer, pooling }) => join(scratch, `layer-${layer}-${pooling}.safetensors`));
     const ids = await writeFeatures(features, made, model.files.spec.config.hiddenSize);
     if (hash.digest("hex") !== common["data"]) {
       throw new StratumError(
@@ -293,12 +333,14 @@ async function computeLayers(
         "leave their file alone while it is read, then run again",
       );
     }
-    const ofThePass = leftOut.some(({ error }) => OF_THE_PASS.has(error.code));
-    for (const [k, layer] of layers.entries()) {
-      const key = { ...common, layer, pass: ofThePass ? pass : null };
+    const ofThePass = leftOut.some(
+      ({ error: { code } }) => OF_THE_PASS.has(code) || (poolings.length > 1 && code === OF_POOLINGS),
+    );
+    for (const [k, tap] of taps.entries()) {
+      const key = { ...common, ...tap, pass: ofThePass ? pass : null };
       const path = entryPath(folder, key);
       const source = await guarded(() => publish(made[k], path, { ids, leftOut, key }));
-      opened.push({ layer, path, source, ids, leftOut, reused: false });
+      opened.push({ ...tap, path, source, ids, leftOut, reused: false });
     }
     return opened;
   } catch (thrown) {

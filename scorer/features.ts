@@ -1,7 +1,7 @@
 /** Features of lists: their states at one or several layers, computed in one pass through the truncated model. */
 import type { Model } from "../engine/hidden-states.ts";
 import { StratumError } from "../errors.ts";
-import type { EncodeOptions } from "./encode.ts";
+import type { EncodeOptions, Pooling } from "./encode.ts";
 import { createExtractor } from "./extract.ts";
 import { createFeaturesWriter, type FeaturesWriter } from "./features-writer.ts";
 import type { Id, ListLine } from "./lists.ts";
@@ -9,6 +9,8 @@ import type { Id, ListLine } from "./lists.ts";
 export interface FeatureOptions extends EncodeOptions {
   /** Layers, in the order of the output; each at most the model's depth. */
   readonly layers: readonly number[];
+  /** Several at once, instead of `pooling`: all come out of one pass. */
+  readonly poolings?: readonly Pooling[] | undefined;
   readonly batchTokens?: number | undefined;
   /** Compute a list's common prefix once; default true. The states are the same either way. */
   readonly sharePrefix?: boolean | undefined;
@@ -16,6 +18,11 @@ export interface FeatureOptions extends EncodeOptions {
   readonly onLeftOut?: ((left: LeftOut) => void) | undefined;
   /** Ends the pass between batches with its reason. */
   readonly signal?: AbortSignal | undefined;
+}
+
+/** The poolings that are asked for. */
+export function poolingsOf({ pooling = "last", poolings = [pooling] }: FeatureOptions): readonly Pooling[] {
+  return poolings;
 }
 
 /** A list without features: a line that is none, one that cannot be encoded, or whose states are not finite. */
@@ -31,7 +38,7 @@ export interface ListFeatures {
   readonly line: number;
   /** (m), NaN where a candidate has none. */
   readonly labels: Float32Array;
-  /** A layer each, in the order of `layers`: (1 + m, D), the instruction's state first. */
+  /** A layer and pooling each, a layer's side by side: (1 + m, D), the instruction's state first. */
   readonly states: readonly Float32Array[];
   /** Tokens of its sequences, each counted whole. */
   readonly tokens: number;
@@ -47,6 +54,7 @@ export async function* computeFeatures(
   options: FeatureOptions,
 ): AsyncGenerator<ListFeatures> {
   const { layers, onLeftOut, signal } = options;
+  const poolings = poolingsOf(options);
   const d = model.files.spec.config.hiddenSize;
   // The extractor answers line by line in their order: the labels wait here for their states.
   const labels: Float32Array[] = [];
@@ -57,7 +65,7 @@ export async function* computeFeatures(
       yield line;
     }
   }
-  using extractor = await createExtractor(model, { ...options, tokens: "last" });
+  using extractor = await createExtractor(model, { ...options, poolings, tokens: "last" });
   for await (const outcome of extractor.extract(noted(), signal === undefined ? {} : { signal })) {
     const { id, line } = outcome;
     const own = labels.shift() ?? new Float32Array();
@@ -71,12 +79,17 @@ export async function* computeFeatures(
       onLeftOut?.({ id, line, error: new StratumError("list/bad-label", what, "use smaller grades") });
       continue;
     }
-    // (1 + m, K, D) to K times (1 + m, D).
-    const states = layers.map(() => new Float32Array(outcome.sequences.length * d));
-    for (const [s, sequence] of outcome.sequences.entries()) {
-      for (const [k, rows] of states.entries()) rows.set(sequence.states.subarray(k * d, (k + 1) * d), s * d);
-    }
-    const tokens = outcome.sequences.reduce((sum, { ids }) => sum + ids.length, 0);
+    const [prompt, ...responses] = outcome.sequences;
+    const under = poolings.map((_, p) => [prompt, ...responses.filter((_, i) => i % poolings.length === p)]);
+    // (1 + m P, K, D) to K P times (1 + m, D).
+    const states = layers.flatMap((_, k) =>
+      under.map((sequences) => {
+        const rows = new Float32Array(sequences.length * d);
+        for (const [s, sequence] of sequences.entries()) rows.set(sequence.states.subarray(k * d, (k + 1) * d), s * d);
+        return rows;
+      }),
+    );
+    const tokens = under[0].reduce((sum, { ids }) => sum + ids.length, 0);
     yield { id, line, labels: own, states, tokens };
   }
   signal?.throwIfAborted();
@@ -84,7 +97,7 @@ export async function* computeFeatures(
 
 /**
  * Writes features as files, one a layer, each whole or not at all.
- * @param paths a file a layer, in the order of `ListFeatures.states`
+ * @param paths a file a layer and pooling, in the order of `ListFeatures.states`
  * @param dim D
  * @returns the ids of the lists, in the order of the files
  * @throws {StratumError} `file/write-failed`, `features/too-large`, and what computing throws

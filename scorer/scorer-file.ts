@@ -23,7 +23,7 @@ import {
 import { clip, isJsonObject, isSystemError, readJsonFile, show, unreadable } from "../weights/json.ts";
 import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts";
 import { writeSafetensors } from "../weights/safetensors-writer.ts";
-import { POOLINGS, type Pooling } from "./encode.ts";
+import { isPooling, POOLING_NAMES, type Pooling } from "./encode.ts";
 import type { Standardisation } from "./feeder.ts";
 import { checkScorerSpec, type ParameterShape, parameterShapes, SCORER_HEADS, type ScorerSpec } from "./scorer-spec.ts";
 import { checkValues, readParameters, tensorsOf } from "./scorer-weights.ts";
@@ -72,7 +72,9 @@ const configSchema = z.object({
   version: z.literal(SCORER_FORMAT_VERSION),
   base_model: z.object({ name: z.string(), fingerprint: z.string().min(1) }).nullable(),
   layer: z.int().min(0).nullable(),
-  pooling: z.enum(POOLINGS).nullable(),
+  pooling: z
+    .custom<Pooling>((value) => typeof value === "string" && isPooling(value), `one of ${POOLING_NAMES}`)
+    .nullable(),
   system: z.string().nullable(),
   head: z.enum(SCORER_HEADS),
   sizes: z.object({ dim: size, width: size, heads: size, ffn: size }),

@@ -53,6 +53,24 @@ describe("one batch", () => {
     expect([...packBatches(twins, { budget: 50, sharePrefix: false })[0].ids]).toEqual([4, 5, 4, 5]);
   });
 
+  it("neighbours that begin alike are one run of rows, the longest's, and each is read where it ends", () => {
+    const longest = [7, 8, 1, 2, 3, 4, 5, 6, 9, 9, 9];
+    const twins = [group([7, 8], longest.slice(0, 4), longest, longest.slice(0, 5), [7, 8, 1, 5])];
+    const [batch] = packBatches(twins, { budget: 60 });
+    expect([...batch.ids]).toEqual([...longest, 1, 5]);
+    expect(batch.sequences.map((sequence) => tokensOf(batch, sequence))).toEqual(
+      twins[0].sequences.map((ids) => [...ids]),
+    );
+    expect(batch.sequences.map(({ ownStart }) => ownStart)).toEqual([2, 2, 2, 2, 11]);
+    // Two tokens of prefix, nine of the longest, and for each of the others a place among the read-outs.
+    expect(groupCost(twins[0])).toBe(2 + 9 + 4 * MIN_SEQUENCE_ROWS);
+    const lengths = (options: { sharePrefix?: boolean; longFrom?: number }) =>
+      packBatches(twins, { budget: 60, ...options }).map(({ ids }) => ids.length);
+    expect(lengths({ sharePrefix: false })).toEqual([2 + 4 + 11 + 5 + 4]);
+    // A model that turns long sequences otherwise computes them apart: the short ones before, and those after.
+    expect(lengths({ longFrom: 8 })).toEqual([4 + 11 + 5 + 4]);
+  });
+
   it("lists of one sequence share nothing, and lists share nothing with each other", () => {
     const [batch] = packBatches([group([1, 2]), group([1, 2])], { budget: 50 });
     expect([...batch.ids]).toEqual([1, 2, 1, 2]);

@@ -88,6 +88,27 @@ describe("computeFeatures", () => {
     },
   );
 
+  it("gives several poolings out of one pass, bit for bit those of a pass each", async () => {
+    const poolings = ["last", "mean", "end", "last-3", "last-1"] as const;
+    const layers = [1, 2];
+    const all = await collect(computeFeatures(model, linesOf(LINES.slice(0, 3))(), { layers, poolings }));
+    for (const [p, pooling] of poolings.entries()) {
+      const own = await collect(computeFeatures(model, linesOf(LINES.slice(0, 3))(), { layers, pooling }));
+      for (const [b, { states, tokens }] of own.entries()) {
+        if (pooling === "last") expect(all[b]!.tokens).toBe(tokens);
+        for (const [k, rows] of states.entries())
+          expect(
+            firstBitDifference(all[b]!.states[k * poolings.length + p]!, rows),
+            `${pooling}, list ${b}`,
+          ).toBeUndefined();
+      }
+    }
+    // The last token and the last one are the same; the mean over three tokens and over all of a long response are not.
+    const [{ states }] = all;
+    expect(firstBitDifference(states[4]!, states[0]!)).toBeUndefined();
+    expect(firstBitDifference(states[3]!, states[1]!)).toBeDefined();
+  });
+
   it("writes a file a layer", async () => {
     const paths = [1, 2].map((layer) => join(folder.path, `layer-${layer}.safetensors`));
     const options = { layers: [1, 2] };
@@ -178,6 +199,25 @@ describe("cachedFeatures", () => {
     expect(third.layers.map(({ reused }) => reused)).toEqual([false, true]);
     expect(opened).toBe(2);
     expect(notes).toEqual([]);
+  });
+
+  it("computes the poolings that are not there in one pass, and takes the others from the cache", async () => {
+    const lines = linesOf(LINES.slice(0, 2));
+    const ask = (poolings: CacheRequest["poolings"]) => cachedFeatures(request({ layers: [1, 2], lines, poolings }));
+    await using mean = await cachedFeatures(request({ layers: [1, 2], lines, pooling: "mean" }));
+    await using both = await ask(["last", "mean", "end"]);
+    expect(opened).toBe(2);
+    expect(both.layers.map(({ layer, pooling, reused }) => [layer, pooling, reused])).toEqual([
+      [1, "last", false],
+      [1, "mean", true],
+      [1, "end", false],
+      [2, "last", false],
+      [2, "mean", true],
+      [2, "end", false],
+    ]);
+    expect(both.layers[1]!.path).toBe(mean.layers[0]!.path);
+    await using last = await ask(["last"]);
+    expect([opened, last.layers[1]!.path]).toEqual([2, both.layers[3]!.path]);
   });
 
   it("says in clear what an entry is made of", async () => {

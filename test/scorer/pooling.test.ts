@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { hiddenStates, loadModel, type Model } from "../../engine/hidden-states.ts";
 import { createEngine } from "../../engine/model.ts";
-import { createListEncoder, type EncodeOptions } from "../../scorer/encode.ts";
+import { createListEncoder, type EncodeOptions, isPooling } from "../../scorer/encode.ts";
 import { createExtractor, type ExtractedSequence } from "../../scorer/extract.ts";
 import { type Fields, parseList, readSequences } from "../../scorer/lists.ts";
 import { rank } from "../../scorer/rank.ts";
@@ -49,6 +49,20 @@ describe("a list's encoding", () => {
   it("says nothing with the other poolings", async () => {
     for (const pooling of ["last", "end"] as const)
       expect((await encode(["A cat."], { pooling })).poolFrom).toBeUndefined();
+  });
+
+  it("names the last K tokens of a response, or all where there are fewer", async () => {
+    const texts = ["A cat.", "A cat that sat on the mat for a whole day."];
+    const whole = await encode(texts, { pooling: "mean" });
+    const { sequences, poolFrom } = await encode(texts, { pooling: "last-5" });
+    const lengths = sequences.slice(1).map((ids, i) => ids.length - whole.poolFrom![i + 1]!);
+    expect(lengths[0]).toBeLessThan(5);
+    expect(lengths[1]).toBeGreaterThan(5);
+    expect(poolFrom).toEqual([null, whole.poolFrom![1], sequences[2]!.length - 5]);
+  });
+
+  it.each(["last-0", "last-", "last--1", "last-1.5", "Last", "max"])("is none called %s", (name) => {
+    expect(isPooling(name)).toBe(false);
   });
 
   it("of a cut response has the tokens that are left", async () => {
