@@ -28,17 +28,24 @@ export interface CommonOptions extends ProfileFlags {
 }
 
 /** Adds the options that every command has. */
-export function addCommonOptions(command: Command, jsonHelp: string): Command {
+export function addOutputOptions(command: Command, jsonHelp: string): Command {
   return command
-    .addOption(
-      new Option("--adapter <name>", "auto, system, embedded, or a part of an adapter's name")
-        .env("STRATUM_ADAPTER")
-        .default("auto"),
-    )
     .option("--json", jsonHelp)
     .option("-q, --quiet", "nothing but errors on stderr")
-    .option("-v, --verbose", "also say which tensors of a checkpoint are ignored, and which kernels run")
     .hook("preAction", (_, action) => setQuiet(Boolean((action.opts() as CommonOptions).quiet)));
+}
+
+/** Adds the options that every command on the GPU has. */
+export function addCommonOptions(command: Command, jsonHelp: string): Command {
+  command.addOption(
+    new Option("--adapter <name>", "auto, system, embedded, or a part of an adapter's name")
+      .env("STRATUM_ADAPTER")
+      .default("auto"),
+  );
+  return addOutputOptions(command, jsonHelp).option(
+    "-v, --verbose",
+    "also say which tensors of a checkpoint are ignored, and which kernels run",
+  );
 }
 
 /** The flags of the commands that run lists through a model. */

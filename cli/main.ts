@@ -3,6 +3,7 @@
 import { Command, CommanderError } from "commander";
 import { benchCommand } from "./bench.ts";
 import { packageVersion } from "./common.ts";
+import { convertCommand } from "./convert.ts";
 import { demoCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
 import { evalCommand } from "./eval.ts";
@@ -21,6 +22,7 @@ trainCommand(program);
 evalCommand(program);
 sweepCommand(program);
 extractCommand(program);
+convertCommand(program);
 inspectCommand(program);
 doctorCommand(program);
 demoCommand(program);

@@ -257,7 +257,11 @@ function idRegister(): (id: Id, line: number) => number | undefined {
   };
 }
 
-function parseLine(bytes: Uint8Array): Fields {
+/**
+ * The object of a JSON line.
+ * @throws StratumError `list/bad-utf8`, `list/bad-json`, `list/bad-shape`
+ */
+export function parseLine(bytes: Uint8Array): Fields {
   let line: string;
   try {
     line = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
@@ -282,7 +286,7 @@ function parseLine(bytes: Uint8Array): Fields {
       `the key ${clip(JSON.stringify(fault.key))} occurs twice in one object, at character ${fault.at + 1}`,
     );
   }
-  if (!isJsonObject(value)) throw badShape("expected an object", 'write {"instruction": "...", "candidates": [...]}');
+  if (!isJsonObject(value)) throw badShape("expected an object", "write one JSON object a line");
   // JSON has larger numbers than a double, and they would leave as null.
   if (!hasFiniteNumbers(value)) throw badShape("holds a number beyond the range of a double", "write it as a string");
   return value;
