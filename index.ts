@@ -50,12 +50,25 @@ export { readTuning, tuningFile, writeTuning } from "./engine/tuner-cache.ts";
 export { type ErrorCode, type ErrorKind, StratumError } from "./errors.ts";
 export { LOSSES, type LossName } from "./kernels/list-loss.ts";
 export {
+  type AbstainOptions,
+  type AbstainRecord,
+  abstainRecordOf,
+  areaUnderCoverage,
+  type CoveragePoint,
+  chooseThreshold,
+  coverageAt,
+  coverageCurve,
+  type FirstPlaces,
+  firstPlaces,
+} from "./scorer/abstain.ts";
+export {
   rawCosine,
   type StateScorer,
   scoreStates,
   trainDifferenceOfMeans,
   trainLinearProbe,
 } from "./scorer/baselines.ts";
+export { binomialUpper } from "./scorer/binomial.ts";
 export { type BootstrapOptions, bootstrapDifference, bootstrapMean, type Estimate } from "./scorer/bootstrap.ts";
 export type { EncodeOptions, Pooling } from "./scorer/encode.ts";
 export { type Evaluation, evaluate, evaluateSlices, type Method, type MethodRow } from "./scorer/evaluate.ts";
@@ -72,6 +85,13 @@ export { type CachedFeatures, type CacheRequest, cachedFeatures } from "./scorer
 export { openFeatures } from "./scorer/features-file.ts";
 export { createFeaturesWriter, type FeaturesWriter } from "./scorer/features-writer.ts";
 export type { Standardisation } from "./scorer/feeder.ts";
+export {
+  type ImportCounts,
+  type ImportOptions,
+  importCounts,
+  importLists,
+} from "./scorer/import-lists.ts";
+export { type ImportFields, type ImportPlan, importRow, planImport } from "./scorer/import-shape.ts";
 export { instructionKey } from "./scorer/instructions.ts";
 export {
   type Candidate,
@@ -95,6 +115,7 @@ export {
   rankingRecord,
   toJsonLine,
 } from "./scorer/rankings.ts";
+export { openRows, type RowItem, type RowSource } from "./scorer/rows.ts";
 export { splitByInstruction } from "./scorer/sampling.ts";
 export { createScorer, type Scorer, type ScorerOptions, type StateRows } from "./scorer/scorer.ts";
 export { loadScorer, type SavedScorer, saveScorer } from "./scorer/scorer-file.ts";

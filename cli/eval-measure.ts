@@ -1,6 +1,9 @@
 /** What `stratum eval` does once the states are at hand: fits the baselines, scores, measures, prints. */
 import { resolve } from "node:path";
 import type { Engine } from "../engine/model.ts";
+import { StratumError } from "../errors.ts";
+import { absoluteSafeFrom, abstainRecordOf, checkPointwise, chooseThreshold, firstPlaces } from "../scorer/abstain.ts";
+import { oneAnInstruction } from "../scorer/calibrate.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import { type EvaluateOptions, evaluate, evaluateSlices, type Method } from "../scorer/evaluate.ts";
 import type { List } from "../scorer/lists.ts";
@@ -18,6 +21,7 @@ import {
 import { createScorer } from "../scorer/scorer.ts";
 import type { SavedScorer } from "../scorer/scorer-file.ts";
 import { canFit, type DividedLists, divideLists } from "../scorer/seen.ts";
+import { type CoverageReport, coverageTable, jsonCoverage, storedThreshold } from "./abstain-output.ts";
 import { demoModel, type RunFlags } from "./common.ts";
 import { counted, evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
 import { plainText } from "./format.ts";
@@ -37,6 +41,8 @@ export interface EvalFlags extends Omit<RunFlags, "pooling"> {
   readonly seed: number;
   readonly bootstrap: number;
   readonly cache: boolean;
+  readonly abstainError?: number;
+  readonly abstainConfidence: number;
 }
 
 /** Lists with their states, and with their texts where they come from lists. */
@@ -91,6 +97,7 @@ export async function measure(measuring: Measuring): Promise<number> {
     samples: flags.bootstrap,
   };
   const whole = evaluate(methods, on.source, evaluation);
+  const coverage = await coverageOf(measuring);
   const slices = flags.slices ? evaluateSlices(methods, on.source, evaluation, on.lists ?? undefined) : null;
   if (flags.json) {
     const { head } = scorer.spec;
@@ -108,6 +115,7 @@ export async function measure(measuring: Measuring): Promise<number> {
       },
       ...found,
       slices: slices?.map((slice) => ({ name: slice.name, ...jsonEvaluation(slice) })) ?? null,
+      coverage: coverage === null ? null : jsonCoverage(coverage),
       scorer: { path: flags.scorer, head, base, layer, pooling, system },
       model,
       adapter: engine.device.info.name,
@@ -135,6 +143,7 @@ export async function measure(measuring: Measuring): Promise<number> {
         `${styled("bold", slice.name)}: ${sizeOf(slice, known)}`,
         evaluationTable(slice),
       ]),
+      ...(coverage === null ? [] : ["", coverageTable(coverage)]),
       ...(model !== null && resolve(model) === demoModel() ? ["", DEMO_NOTE] : []),
     ];
     await writeStdout(`${tables.join("\n")}\n`);
@@ -195,7 +204,39 @@ function textsOf({ lists, clusters }: Loaded): ListTexts {
   return { texts: lists ?? [], clusters: clusters ?? [] };
 }
 
-async function scorerMethod(
+/**
+ * Coverage against error of a pointwise scorer, on every labelled list that it has not seen: those without a safe candidate
+ * are what abstaining is for. Null for a listwise scorer.
+ * @throws {StratumError} `scorer/not-pointwise` for `--abstain-error` with a listwise scorer
+ */
+async function coverageOf({ engine, scorer, on, seen, flags }: Measuring): Promise<CoverageReport | null> {
+  const { abstainError, abstainConfidence: confidence, includeSeen } = flags;
+  if (abstainError !== undefined) checkPointwise(scorer.spec.head);
+  if (scorer.spec.head !== "pointwise") return null;
+  const keys = on.clusters;
+  const unseen = labelledLists(on).filter((b) => includeSeen || keys === null || !seen?.has(keys[b]));
+  const lists = oneAnInstruction(unseen, keys);
+  const repeated = unseen.length - lists.length;
+  if (repeated > 0)
+    note(`note    not counted for coverage: ${counted(repeated, "list")} whose instruction another list has`);
+  const record = abstainRecordOf(scorer.training);
+  let safeFrom: number;
+  try {
+    safeFrom = absoluteSafeFrom(on.source, lists, flags.safeFrom ?? record?.safe_from);
+  } catch (thrown) {
+    if (!(thrown instanceof StratumError) || abstainError !== undefined) throw thrown;
+    note(`note    no coverage against error: ${thrown.message}; ${thrown.fix}`);
+    return null;
+  }
+  const { scores } = await scorerMethod(engine, scorer, on, lists);
+  const places = firstPlaces(scores, on.source, lists, safeFrom);
+  const stored = storedThreshold(places, record);
+  const chosen = abstainError === undefined ? null : chooseThreshold(places, { error: abstainError, confidence });
+  return { places, safeFrom, repeated, stored, chosen, confidence };
+}
+
+/** A scorer's scores of some lists. */
+export async function scorerMethod(
   engine: Engine,
   scorer: SavedScorer,
   on: Loaded,

@@ -16,7 +16,7 @@ import { labelsOf } from "../scorer/text-baselines.ts";
 import { addRunOptions, countLines, modelDirectory, positiveInteger, withEngine, withModelFiles } from "./common.ts";
 import { type Control, type EvalFlags, type Loaded, measure } from "./eval-measure.ts";
 import { checkListsPath, type FeatureRequest, type ListsAndFeatures, withFeatures } from "./features.ts";
-import { number, wholeNumber } from "./numbers.ts";
+import { number, properShare, wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn } from "./terminal.ts";
 
 const HELP = `
@@ -37,6 +37,8 @@ Ties count as a random order of them would on average. Intervals: 95%, by the bo
   methods    a row each: {name, pointwise, top1, pairwise, mrr, ndcg, auc, auprc, top1_minus_scorer}; a measure is
              {mean, low, high, lists} in [0, 1], or null where it has no value
   slices     with --slices: [{name, lists, instructions, candidates, methods}], else null
+  coverage   of a pointwise scorer: {safe_from, lists, repeated, confidence, area, curve, stored, chosen}, else null; a point of
+             the curve is {threshold, answered, wrong, coverage, error, upper}, stored the scorer's own threshold here
   instructions, candidates: what was evaluated; scorer {path, head, base, layer, pooling, system}, model, adapter, kernels;
   options    {k, safe_from, seed, bootstrap, include_seen, control, fit, features}
 Exit codes: 0 done, 1 some lists failed or none can be used, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
@@ -59,6 +61,12 @@ export function evalCommand(program: Command): void {
       number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
     )
     .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
+    .option(
+      "--abstain-error <rate>",
+      "with a pointwise head: choose on these lists the score below which a list gets no winner, so that at most this share of winners is not safe",
+      properShare,
+    )
+    .option("--abstain-confidence <p>", "of that, and of the bounds beside coverage and error", properShare, 0.95)
     .option("--slices", "the same rows for lists with one safe candidate, without refusals, and by length")
     .option("--seed <n>", "of the bootstrap, of the baselines' fits and of the random weights", wholeNumber, 0)
     .option(

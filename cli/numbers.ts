@@ -28,5 +28,13 @@ export function byteCount(text: string): number {
   return Math.floor(Number(value) * (unit.endsWith("i") ? 1024 : 1000) ** power);
 }
 
+/** A share that is neither nothing nor all. */
+export function properShare(text: string): number {
+  const value = Number(text);
+  if (text.trim() === "" || !(value > 0 && value < 1))
+    throw new InvalidArgumentError("a share above 0 and below 1 is needed.");
+  return value;
+}
+
 /** A part of the lists. */
 export const share = number(0, 0.9, "a share from 0 to 0.9");

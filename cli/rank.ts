@@ -4,12 +4,13 @@ import { fingerprint } from "../engine/fingerprint.ts";
 import { resolveLayer } from "../engine/layers.ts";
 import { sumBytes } from "../engine/planned-buffer.ts";
 import { StratumError } from "../errors.ts";
+import { checkPointwise, recordedThreshold } from "../scorer/abstain.ts";
 import { type Pooling, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type Fields, type ListLine, parseList, readLists } from "../scorer/lists.ts";
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
 import { planScorer } from "../scorer/scorer.ts";
-import { loadScorer } from "../scorer/scorer-file.ts";
+import { loadScorer, type SavedScorer } from "../scorer/scorer-file.ts";
 import { checkScorerFits } from "../scorer/scorer-fits.ts";
 import {
   addRunOptions,
@@ -24,6 +25,7 @@ import {
 } from "./common.ts";
 import { dryRun } from "./dry-run.ts";
 import { formatCount, formatSeconds } from "./format.ts";
+import { number } from "./numbers.ts";
 import { openOutput } from "./output.ts";
 import { EXIT, note, reportError, startProgress, stopSignal } from "./terminal.ts";
 import { noteOtherKernels, tuneModel } from "./tuning.ts";
@@ -38,6 +40,7 @@ interface RankFlags extends Omit<RunFlags, "pooling"> {
   readonly candidate?: string[];
   readonly topN?: number;
   readonly returnDocuments?: boolean;
+  readonly abstainBelow?: number | "auto";
   readonly dryRun?: boolean;
 }
 
@@ -72,6 +75,11 @@ export function rankCommand(program: Command): void {
     ])
     .option("--top-n <n>", "keep the best n of each list", positiveInteger)
     .option("--return-documents", "put the candidates into the results")
+    .option(
+      "--abstain-below <score>",
+      "mark lists whose best score is below this as abstained; auto: the threshold of a scorer trained with --abstain-error",
+      scoreOrAuto,
+    )
     .option("--dry-run", "say what it would take: tokens, time, memory")
     .addHelpText("after", EXAMPLES);
   addRunOptions(command, "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)").action(
@@ -80,6 +88,26 @@ export function rankCommand(program: Command): void {
       const asked = command.getOptionValueSource("pooling") === "cli" && pooling !== undefined;
       process.exitCode = await runRank(lists, asked ? { ...rest, pooling } : rest);
     },
+  );
+}
+
+/** A threshold of scores, or `auto`. */
+function scoreOrAuto(text: string): number | "auto" {
+  return text === "auto" ? text : number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number or auto")(text);
+}
+
+/**
+ * The threshold below which a list gets no winner.
+ * @throws {StratumError} `usage/abstain` for auto without a scorer, `scorer/not-pointwise`, `scorer/no-threshold`
+ */
+function abstainThreshold(scorer: SavedScorer | undefined, asked: RankFlags["abstainBelow"]): number | undefined {
+  if (asked !== undefined && scorer !== undefined) checkPointwise(scorer.spec.head);
+  if (asked !== "auto") return asked;
+  if (scorer !== undefined) return recordedThreshold(scorer.training);
+  throw new StratumError(
+    "usage/abstain",
+    "--abstain-below auto needs a scorer: the cosine of states has no threshold of its own",
+    "give --scorer with a pointwise scorer that was trained with --abstain-error, or --abstain-below a number",
   );
 }
 
@@ -123,6 +151,7 @@ async function listSource(
 /** Runs the command. @returns the exit code */
 async function runRank(path: string | undefined, flags: RankFlags): Promise<number> {
   const scorer = flags.scorer === "cosine" ? undefined : await loadScorer(flags.scorer);
+  const abstainBelow = abstainThreshold(scorer, flags.abstainBelow);
   const stop = stopSignal();
   const source = await listSource(path, flags);
   return withModelFiles(
@@ -160,6 +189,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
         truncate,
         topN,
         returnDocuments,
+        abstainBelow,
         batchTokens,
         sharePrefix,
       };
@@ -180,9 +210,11 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           const { runner } = ranker;
           const planned = ranker.bytes;
           note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
+          if (abstainBelow !== undefined) note(`abstain below ${abstainBelow}`);
           const progress = startProgress(source.total, "lists");
           const begin = performance.now();
           const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0 };
+          let abstained = 0;
           try {
             for await (const result of ranker.rank(source.lines, { signal: stop.signal })) {
               await output.write(toJsonLine(result.record));
@@ -193,6 +225,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
               } else {
                 counts.candidates += result.list.candidates.length;
                 counts.tokens += result.tokens;
+                if (result.record.abstained) abstained++;
               }
               progress.add(1, result.kind === "ranked" ? result.tokens : 0);
             }
@@ -209,6 +242,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           const seconds = (performance.now() - begin) / 1000;
           const summary = {
             ...counts,
+            abstained: abstainBelow === undefined ? null : abstained,
             seconds: Number(seconds.toFixed(3)),
             tokens_per_second: Math.round(counts.tokens / seconds),
             model: files.name,
@@ -225,7 +259,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
           else {
             note(
-              `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${formatCount(Math.round(counts.tokens / seconds))} tokens/s)${counts.failed > 0 ? `; ${counts.failed} failed` : ""}`,
+              `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${formatCount(Math.round(counts.tokens / seconds))} tokens/s)${abstainBelow === undefined ? "" : `; abstained from ${formatCount(abstained)}`}${counts.failed > 0 ? `; ${counts.failed} failed` : ""}`,
             );
           }
           return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);

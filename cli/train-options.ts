@@ -4,6 +4,7 @@ import { readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import type { LossName } from "../kernels/list-loss.ts";
+import { checkPointwise } from "../scorer/abstain.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import { PRESETS, type PresetName, type Recipe } from "../scorer/presets.ts";
 import type { ScheduleName } from "../scorer/schedule.ts";
@@ -47,6 +48,9 @@ export interface TrainFlags extends Omit<RunFlags, "pooling"> {
   readonly select?: "loss" | "top1";
   readonly patience?: number;
   readonly holdOut: number;
+  readonly abstainError?: number;
+  readonly abstainConfidence: number;
+  readonly safeFrom?: number;
   readonly standardise: boolean;
   readonly seed: number;
   readonly log?: string;
@@ -71,6 +75,18 @@ export function recipeOf(flags: TrainFlags): Recipe {
     ...(flags.fullBatch ? { batchLists: "all" as const, subLists: flags.subLists ?? 0 } : {}),
     standardise: flags.standardise && preset.standardise,
   };
+}
+
+/** @throws {StratumError} `scorer/not-pointwise`, `usage/abstain` for `--abstain-error` where it has no meaning */
+export function checkAbstain({ abstainError, init }: TrainFlags, { head, validation }: Recipe): void {
+  if (abstainError === undefined) return;
+  if (init === undefined) checkPointwise(head);
+  if (validation > 0) return;
+  throw new StratumError(
+    "usage/abstain",
+    "--abstain-error chooses a threshold on validation lists, and there are none",
+    "leave out --no-validation, or give --validation a share",
+  );
 }
 
 export async function specOf(flags: TrainFlags, recipe: Recipe, dim: number): Promise<ScorerSpec> {

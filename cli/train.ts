@@ -9,6 +9,7 @@ import type { Engine } from "../engine/model.ts";
 import type { KernelsRecord } from "../engine/tiles.ts";
 import { StratumError } from "../errors.ts";
 import { LOSSES } from "../kernels/list-loss.ts";
+import { calibrateScorer } from "../scorer/calibrate.ts";
 import type { EpochRecord } from "../scorer/checkpoint.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import type { FeatureSource } from "../scorer/feature-source.ts";
@@ -18,7 +19,7 @@ import { PRESETS, type Recipe, trainOptionsOf } from "../scorer/presets.ts";
 import { splitByInstruction } from "../scorer/sampling.ts";
 import { SCHEDULES } from "../scorer/schedule.ts";
 import { type BaseModel, saveScorer } from "../scorer/scorer-file.ts";
-import { SCORER_HEADS, type ScorerSpec } from "../scorer/scorer-spec.ts";
+import { SCORER_HEADS } from "../scorer/scorer-spec.ts";
 import { loadWeights, saveWeights } from "../scorer/scorer-weights.ts";
 import {
   ANCHOR_CHOICES,
@@ -29,7 +30,7 @@ import {
 } from "../scorer/train-anchors.ts";
 import type { Anchor, TrainPlan } from "../scorer/train-options.ts";
 import type { StepRecord } from "../scorer/trainer.ts";
-import { curve } from "./chart.ts";
+import { tellThreshold } from "./abstain-output.ts";
 import {
   addRunOptions,
   modelDirectory,
@@ -40,12 +41,13 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { withFeatures } from "./features.ts";
-import { formatBytes, formatCount, formatSeconds } from "./format.ts";
-import { byteCount, number, share, wholeNumber } from "./numbers.ts";
+import { formatCount } from "./format.ts";
+import { byteCount, number, properShare, share, wholeNumber } from "./numbers.ts";
 import { openStepLog, type StepLog } from "./step-log.ts";
 import { EXIT, note, type StopSignal, startTrainProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
 import {
   CHECKPOINT,
+  checkAbstain,
   checkTogether,
   claimFolder,
   clearFolder,
@@ -53,11 +55,7 @@ import {
   specOf,
   type TrainFlags,
 } from "./train-options.ts";
-
-const ANCHOR_WORDS: Readonly<Record<Anchor, string>> = {
-  instruction: "the instruction's state",
-  learned: "a learned vector in the instruction's place",
-};
+import { ANCHOR_WORDS, planLine, report } from "./train-output.ts";
 
 const EXAMPLES = `
 Examples:
@@ -132,6 +130,17 @@ export function trainCommand(program: Command): void {
     )
     .option("--patience <epochs>", "end after so many epochs without a better one; 0: never", wholeNumber)
     .option("--hold-out <share>", "lists kept away from the training, by instruction, for stratum eval", share, 0)
+    .option(
+      "--abstain-error <rate>",
+      "with a pointwise head: choose on the validation lists the score below which rank --abstain-below auto gives no winner, so that at most this share of its winners is not safe",
+      properShare,
+    )
+    .option("--abstain-confidence <p>", "how sure that is to be", properShare, 0.95)
+    .option(
+      "--safe-from <label>",
+      "for --abstain-error, where labels are not 0 and 1: a candidate with this label or a higher one is safe",
+      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
+    )
     .option("--no-standardise", "take features as they are")
     .option("--seed <n>", "of everything random", wholeNumber, 0)
     .option("--log <file>", 'a line {"step", "loss"} a step, the loss before its update')
@@ -177,6 +186,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
   }
   checkTogether(flags);
   const recipe = recipeOf(flags);
+  checkAbstain(flags, recipe);
   if (recipe.tau >= 1)
     warn(
       `warning: tau ${recipe.tau} is high: with scores from -1 to 1 one safe candidate among ten gets at most ${bestShare(recipe.tau, 10)} of the probability`,
@@ -326,6 +336,17 @@ async function train(
   };
   const best = result.best === null ? null : result.epochs[result.best];
   const { spec: _spec, ...recorded } = options;
+  const found = { source, keys, lists, seed: flags.seed, validation: recipe.validation };
+  const trained = { spec, weights: result.weights, standardise: result.standardisation };
+  const abstain =
+    flags.abstainError === undefined
+      ? null
+      : await calibrateScorer(
+          engine,
+          trained,
+          { ...found, trainLists: result.trainLists, validationLists: result.validationLists },
+          { error: flags.abstainError, confidence: flags.abstainConfidence, safeFrom: flags.safeFrom },
+        );
   await saveWeights(join(flags.output, "last.safetensors"), spec, result.last);
   await saveScorer(flags.output, {
     ...{ spec, base: origin.base, layer: origin.layer, pooling: origin.pooling, system: origin.system },
@@ -346,6 +367,7 @@ async function train(
       },
       ...{ anchor: result.anchor, tried: result.tried },
       ...{ steps: result.steps, stopped_early: result.stoppedEarly, best, epochs: result.epochs },
+      ...(abstain === null ? {} : { abstain }),
       ...(origin.instructions === null ? {} : { instructions }),
     },
   });
@@ -369,23 +391,15 @@ async function train(
       stopped_early: result.stoppedEarly,
       best,
       last_loss: losses.at(-1) ?? null,
+      abstain,
       seconds: Number(seconds.toFixed(3)),
     },
     ...{ adapter: engine.device.info.name, kernels: origin.kernels?.id ?? null, gpu_bytes: plan?.bytes ?? null },
   };
   if (flags.json) await writeStdout(`${JSON.stringify(summary)}\n`);
   report(result, losses, best, seconds, flags, recipe);
+  if (abstain !== null) tellThreshold(abstain);
   return EXIT.ok;
-}
-
-function planLine(engine: Engine, spec: ScorerSpec, recipe: Recipe, plan: TrainPlan): string {
-  const head = spec.head === "listwise" ? `listwise, ${spec.heads} heads` : "pointwise";
-  const batch = recipe.batchLists === "all" ? "all lists" : `${recipe.batchLists} lists`;
-  return [
-    `adapter ${engine.device.info.name} (${engine.device.info.source})`,
-    `scorer  ${head}, width ${spec.width}, ${formatCount(plan.parameters)} parameters; loss ${recipe.loss}, tau ${spec.tau}`,
-    `plan    ${formatCount(plan.trainLists)} lists to train, ${formatCount(plan.validationLists)} to validate; ${formatCount(plan.steps)} steps of ${batch}${plan.from > 0 ? `, resumed after ${formatCount(plan.from)}` : ""}; on the GPU ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes), features ${plan.resident ? "resident" : "streamed"}`,
-  ].join("\n");
 }
 
 /** A file of one anchor's run: under its own name where there is one run, else the second's beside the first's. */
@@ -393,39 +407,4 @@ function sideName(path: string | undefined, anchor: Anchor, anchors: readonly An
   if (path === undefined || anchor === anchors[0]) return path;
   const { dir, name, ext } = parse(path);
   return join(dir, `${name}-${anchor}${ext}`);
-}
-
-/** The end of a run, for people. */
-function report(
-  result: AnchoredResult,
-  losses: readonly number[],
-  best: EpochRecord | null,
-  seconds: number,
-  flags: TrainFlags,
-  recipe: Recipe,
-): void {
-  const width = Math.min(process.stderr.columns ?? 80, 100);
-  if (losses.length > 0) note(`\n${recipe.loss} loss by step\n${curve(losses, width)}`);
-  if (result.tried.length > 1) {
-    const told = result.tried.map(({ anchor, validation }) =>
-      validation === null ? anchor : `${anchor} ${validation.top1.toFixed(3)} (loss ${validation.loss.toFixed(3)})`,
-    );
-    note(`\nanchor  ${result.anchor}: it validates better; top-1 with ${told.join(", with ")}`);
-  }
-  const top1 = result.epochs.flatMap(({ validation }) => (validation === null ? [] : [validation.top1]));
-  if (top1.length > 1) note(`\nvalidation top-1 by epoch\n${curve(top1, width)}`);
-  const kept =
-    best?.validation == null
-      ? "the last weights"
-      : `epoch ${best.epoch + 1}: validation top-1 ${best.validation.top1.toFixed(3)}, loss ${best.validation.loss.toFixed(3)}`;
-  note(
-    `\ndone    ${formatCount(result.steps)} steps, ${result.epochs.length} epochs${result.stoppedEarly ? " (ended early)" : ""} in ${formatSeconds(seconds)}; kept ${kept}`,
-  );
-  const loss = best === null ? result.epochs.at(-1)?.loss : best.validation?.loss;
-  if (loss !== undefined && loss >= result.chance)
-    warn(
-      `warning: the ${best === null ? "last epoch's" : "validation"} loss ${loss.toFixed(3)} is no better than ${result.chance.toFixed(3)}, that of equal scores: try a lower --lr,${flags.preset === "few-lists" ? "" : " --preset few-lists,"} another --layer, or more lists`,
-    );
-  const next = flags.features !== undefined ? "eval --features" : flags.holdOut > 0 ? "eval" : "eval on other lists";
-  note(`scorer  ${flags.output}: scorer.safetensors, scorer.json; try stratum ${next}`);
 }

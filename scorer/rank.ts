@@ -9,6 +9,7 @@ import type { Model } from "../engine/hidden-states.ts";
 import { createRunner, type Runner, type SequencePair } from "../engine/runner.ts";
 import { checkFits, type Job, type Packer, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
+import { checkPointwise } from "./abstain.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { arraySource } from "./feature-source.ts";
 import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
@@ -34,6 +35,8 @@ export interface RankOptions extends EncodeOptions {
   readonly topN?: number | undefined;
   /** Put the candidates into the results. */
   readonly returnDocuments?: boolean | undefined;
+  /** Mark lists whose best score is below this as abstained; not with a listwise scorer. See `scorer/abstain.ts`. */
+  readonly abstainBelow?: number | undefined;
   /** Rows of a batch; see `createRunner`. */
   readonly batchTokens?: number | undefined;
   /** Compute a list's common prefix once; default true. The scores are the same either way. */
@@ -104,11 +107,13 @@ export async function* encodeLines(
 
 /**
  * Prepares ranking: compiles kernels, allocates working buffers.
- * @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...`, `scorer/model-mismatch` and its kin
+ * @throws {StratumError} `usage/layer`, `memory/...`, `tokenizer/...`, `scorer/model-mismatch` and its kin,
+ *   `scorer/not-pointwise` for `abstainBelow` with a listwise scorer
  */
 export async function createRanker(model: Model, options: RankOptions = {}): Promise<Ranker> {
-  const { batchTokens, topN, returnDocuments, sharePrefix = true, scorer: saved } = options;
+  const { batchTokens, topN, returnDocuments, abstainBelow, sharePrefix = true, scorer: saved } = options;
   checkTopN(topN);
+  if (abstainBelow !== undefined && saved !== undefined) checkPointwise(saved.spec.head);
   const layer = options.layer ?? saved?.layer ?? model.depth;
   const pooling = options.pooling ?? saved?.pooling ?? "last";
   const system = options.system ?? saved?.system ?? undefined;
@@ -245,7 +250,7 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
       };
       for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
         if (pending.parts?.candidates === pending.scores.length) await scoreParts(pending);
-        yield outcome(pending, { topN, returnDocuments });
+        yield outcome(pending, { topN, returnDocuments, abstainBelow });
       }
     },
     get bytes() {

@@ -16,6 +16,8 @@ export interface RankedResult {
 export interface RankingRecord {
   readonly id: Id;
   readonly results: readonly RankedResult[];
+  /** With `abstainBelow`: whether the best score stays below it, so that the first place is no answer. */
+  readonly abstained?: boolean;
   readonly notes?: RankingNotes;
   readonly [field: string]: unknown;
 }
@@ -29,6 +31,8 @@ export interface RankingOptions {
   /** Keep the best n; all by default, and when there are fewer. */
   readonly topN?: number | undefined;
   readonly returnDocuments?: boolean | undefined;
+  /** A list whose best score is below this has no winner: `abstained`. The results stay. */
+  readonly abstainBelow?: number | undefined;
   /** What a reader of the scores must know; written as `notes` where there is any. */
   readonly notes?: RankingNotes | undefined;
 }
@@ -43,21 +47,21 @@ export interface RankingNotes {
   readonly truncated?: readonly number[];
 }
 
-const RESERVED: readonly string[] = ["id", "results", "error", "notes"];
+const RESERVED: readonly string[] = ["id", "results", "abstained", "error", "notes"];
 
 /**
  * The record of a ranked list: candidates by falling score, ties by index.
  *
- * The list's unknown fields stand beside `results`. One named `results`, `error` or `notes` would be taken for ours, so
- * it is written as `input_results` and so on; if the line also has a field of that name, that one is kept and the
- * clashing one is left out. (`id` is the list's own.)
+ * The list's unknown fields stand beside `results`. One named `results`, `abstained`, `error` or `notes` would be taken
+ * for ours, so it is written as `input_results` and so on; if the line also has a field of that name, that one is kept and
+ * the clashing one is left out. (`id` is the list's own.)
  *
  * @param scores - (M) one score a candidate, in the input's order; higher is better.
  * @throws StratumError `state/not-finite` for a NaN or infinite score, `state/score-count` unless there are M,
  *   `usage/bad-top-n` unless `topN` is a positive integer.
  */
 export function rankingRecord(list: List, scores: ArrayLike<number>, options: RankingOptions = {}): RankingRecord {
-  const { topN = list.candidates.length, returnDocuments = false } = options;
+  const { topN = list.candidates.length, returnDocuments = false, abstainBelow } = options;
   checkTopN(topN);
   if (scores.length !== list.candidates.length) {
     throw new StratumError(
@@ -87,6 +91,7 @@ export function rankingRecord(list: List, scores: ArrayLike<number>, options: Ra
     ["id", list.id],
     ...passedThrough(list.extra),
     ["results", results.slice(0, topN)],
+    ...(abstainBelow === undefined ? [] : [["abstained", results[0].relevance_score < abstainBelow]]),
     ...(Object.keys(options.notes ?? {}).length === 0 ? [] : [["notes", options.notes]]),
   ]) as RankingRecord;
 }

@@ -64,6 +64,17 @@ describe("rankingRecord", () => {
     expect(JSON.stringify(both)).not.toContain("gone");
   });
 
+  it("abstains below a threshold, and says so either way; the results stay", () => {
+    const best = Math.fround(0.3);
+    const of = (abstainBelow?: number) => rankingRecord(list(), [0.1, best, 0.2], { abstainBelow, topN: 1 });
+    expect(of()).not.toHaveProperty("abstained");
+    expect(of(best).abstained).toBe(false);
+    expect(of(best + 1e-9)).toEqual({ id: "q1", results: [{ index: 1, relevance_score: best }], abstained: true });
+    expect(rankingRecord(list({ extra: { abstained: "theirs" } }), [3, 2, 1])).toMatchObject({
+      input_abstained: "theirs",
+    });
+  });
+
   it.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])(
     "never writes %d, even past the top n",
     (bad) => {
