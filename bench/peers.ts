@@ -35,12 +35,18 @@ const ENTRANTS: readonly Entrant[] = [
   { key: "jax", name: "jax-js 0.1.25", module: "jax.ts" },
   { key: "ort-cpu", name: "onnxruntime-node 1.30, CPU", module: "onnxruntime-cpu.ts" },
   {
-    key: "ort-cpu-full",
-    name: "onnxruntime-node 1.30, CPU, all blocks",
-    module: "onnxruntime-cpu.ts",
-    job: (job) => (job.kind === "rank" ? { ...job, layer: job.shape.layers } : null),
+    key: "ort-webgpu-full",
+    name: "onnxruntime-node 1.30, WebGPU, all blocks",
+    module: "onnxruntime-webgpu.ts",
+    job: allBlocks,
   },
+  { key: "ort-cpu-full", name: "onnxruntime-node 1.30, CPU, all blocks", module: "onnxruntime-cpu.ts", job: allBlocks },
 ];
+
+/** What a graph costs that was exported for generation: it stops at no layer. */
+function allBlocks(job: Job): Job | null {
+  return job.kind === "rank" ? { ...job, layer: job.shape.layers } : null;
+}
 
 interface Flags {
   readonly adapter: string;

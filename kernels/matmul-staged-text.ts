@@ -106,7 +106,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     ${each((at) => `s${at} += t${at};`)}
   }
-  ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, r, c)} }`).join("\n    ")}\n  }`).join("\n  ")}
+  ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, `row0 + ${r}u`, c, (j) => `s${j}_${r}_${c}`)} }`).join("\n    ")}\n  }`).join("\n  ")}
 }
 `;
 }

@@ -153,17 +153,41 @@ function stepText(variant: MatmulVariant, rows: RowValues, step: number, count: 
   return lines.join("\n    ");
 }
 
-export function storeText(variant: MatmulVariant, r: number, c: number): string {
+/**
+ * Writes one element of the output.
+ * @param row its row, an expression
+ * @param sum the sum of weight j there, an expression
+ */
+export function storeText(variant: MatmulVariant, row: string, c: number, sum: (j: number) => string): string {
   const { epilogue, activation = "none", bias, outStride, outOffset } = variant;
   const column = `n${c}`;
-  const at = `out[(row0 + ${r}u) * ${outStride}u + ${outOffset}u + ${column}]`;
-  const sum = (j: number, name: string) =>
-    bias ? `(s${j}_${r}_${c} + ${biasName(name)}[${column}])` : `s${j}_${r}_${c}`;
-  if (epilogue === "glu") {
-    return `${at} = ${activatedText(activation, sum(0, "gate"))} * ${sum(1, "up")};`;
-  }
-  const result = activatedText(activation, sum(0, "weight"));
+  const at = `out[(${row}) * ${outStride}u + ${outOffset}u + ${column}]`;
+  const [first, second] = weightNames(variant).map((name, j) =>
+    bias ? `(${sum(j)} + ${biasName(name)}[${column}])` : sum(j),
+  );
+  const result = activatedText(activation, first);
+  if (epilogue === "glu") return `${at} = ${result} * ${second};`;
   return epilogue === "add" ? `${at} = ${at} + ${result};` : `${at} = ${result};`;
+}
+
+/**
+ * Writes the tile, row by row in a loop that stops at the last row there is: of a store for every element written out,
+ * drivers compile longer than of the sums. The array serves this loop alone; sums in an array would lie in memory.
+ */
+function storeTile(variant: MatmulVariant): string {
+  const { n, tileRows, tileCols, lanes } = variant;
+  const weights = weightNames(variant).length;
+  const places = range(weights).flatMap((j) => range(tileRows).flatMap((r) => range(tileCols).map((c) => [j, r, c])));
+  const stores = range(tileCols).map((c) => {
+    const store = storeText(variant, "row0 + r", c, (j) => `sums[(${j * tileRows}u + r) * ${tileCols}u + ${c}u]`);
+    return n % (lanes * tileCols) === 0 ? store : `if (n${c} < ${n}u) { ${store} }`;
+  });
+  return `var sums: array<f32, ${places.length}>;
+  ${places.map(([j, r, c], i) => `sums[${i}] = s${j}_${r}_${c};`).join(" ")}
+  let count = min(${tileRows}u, params.rows - min(params.rows, row0));
+  for (var r = 0u; r < count; r++) {
+    ${stores.join("\n    ")}
+  }`;
 }
 
 /** Everything below the declarations. @param rowWords words of a row of a weight buffer */
@@ -220,7 +244,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   ${each((at) => `var s${at} = 0.0;`)}
   ${body}
   ${tail > 0 ? `{\n    ${quantised ? inGroup(`${Math.floor(k / GROUP)}u`, rest) : rest}\n  }` : ""}
-  ${rows.map((r) => `if (row0 + ${r}u < params.rows) {\n    ${cols.map((c) => `if (n${c} < ${n}u) { ${storeText(variant, r, c)} }`).join("\n    ")}\n  }`).join("\n  ")}
+  ${storeTile(variant)}
 }
 `;
 }

@@ -153,6 +153,8 @@ const SMALL: Readonly<Record<number, number>> = { 4: 100_000 };
 const SMALL_ELSEWHERE = 2 ** 15;
 /** Columns a lane, by subgroup size: SwiftShader (4) keeps sums in memory anyway. */
 const MOST_COLUMNS: Readonly<Record<number, number>> = { 4: 8 };
+/** Rows out of textures, by subgroup size: llvmpipe (8) gains by more of them; SwiftShader compiles them for too long. */
+const TEXTURE_ROWS: Readonly<Record<number, number>> = { 8: 32 };
 
 /**
  * The tile that a target gets without tuning: as many rows as pay, and the columns that make the least work for `n`.
@@ -164,7 +166,7 @@ export function matmulTile(target: Target, { k, n, epilogue }: Pick<MatmulShape,
   const textures = target.textures && fitsTextures(k);
   const [lanes, weights] = [32, epilogue === "glu" ? 2 : 1];
   const small = k * n <= (SMALL[subgroup] ?? SMALL_ELSEWHERE);
-  const tileRows = textures && subgroup > 0 && !small ? 16 : 8;
+  const tileRows = textures && subgroup > 0 && !small ? (TEXTURE_ROWS[subgroup] ?? 16) : 8;
   const cost = (cols: number) => {
     const sums = 8 * tileRows * cols * weights;
     const loads = textures
@@ -201,6 +203,8 @@ const TRIED_TILES = [
   [16, 2],
   [16, 4],
   [16, 8],
+  [32, 2],
+  [32, 4],
 ] as const;
 /** Sums of a lane, at most: more of them take drivers seconds to compile. */
 const MOST_SUMS = 128;
