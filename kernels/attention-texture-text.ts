@@ -12,6 +12,8 @@ import { lineTexel } from "./texture.ts";
 const KEYS = 2;
 /** Keys whose values are summed before they join a column's total, which then is loaded and stored once for them. */
 const TOGETHER = 4;
+/** Lanes whose maximum is taken value by value: software adapters go through the lanes one by one for `subgroupMax`. */
+const FEW_LANES = 8;
 /** Value columns a lane; a wider head is cut into parts. */
 const MOST_COLUMNS = 32;
 
@@ -56,6 +58,10 @@ export function textureText(variant: AttentionVariant): string {
     }
     return lines.join("\n      ");
   };
+  const highest = (r: number) =>
+    subgroup > FEW_LANES
+      ? `max(m${r}, subgroupMax(y${r}))`
+      : range(subgroup).reduce((text, from) => `max(${text}, subgroupBroadcast(y${r}, ${from}u))`, `m${r}`);
   const softmax = rows
     .map((r) => {
       const scores = keys.map(
@@ -64,7 +70,8 @@ export function textureText(variant: AttentionVariant): string {
       );
       const most = keys.map((c) => `z${r}_${c}`).reduce((a, b) => `max(${a}, ${b})`);
       return `${scores.join("\n    ")}
-    let n${r} = max(m${r}, subgroupMax(${most}));
+    let y${r} = ${most};
+    let n${r} = ${highest(r)};
     ${keys.map((c) => `let p${r}_${c} = select(0.0, exp(z${r}_${c} - n${r}), seen${r}_${c});`).join("\n    ")}
     let f${r} = exp(m${r} - n${r});
     m${r} = n${r};
@@ -94,13 +101,12 @@ export function textureText(variant: AttentionVariant): string {
   const groups = range(Math.ceil(block / TOGETHER)).map((i) => i * TOGETHER);
   const part = parts > 1 ? `group.z * ${texels * subgroup}u + ` : "";
   const column = (t: number) => `${part}${t * subgroup}u + lane`;
-  const store = (r: number) =>
-    range(texels)
-      .map((t) => {
-        const stores = range(4).map((i) => `out[at + ${i}u] = o${r}_${4 * t + i} / sum;`);
-        return `if (${column(t)} < ${quads}u) { let at = o + (${column(t)}) * 4u; ${stores.join(" ")} }`;
-      })
-      .join("\n    ");
+  const store = range(texels)
+    .map((t) => {
+      const stores = range(4).map((i) => `out[at + ${i}u] = sums[r * ${columns.length}u + ${4 * t + i}u] / totals[r];`);
+      return `if (${column(t)} < ${quads}u) { let at = o + (${column(t)}) * 4u; ${stores.join(" ")} }`;
+    })
+    .join("\n    ");
   return `${keyRowFunction()}
 ${boundedFunction(variant)}@compute @workgroup_size(${subgroup})
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -132,17 +138,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(subgroup_invocation_id
     ${softmax}
     ${groups.map((u) => addValues(u, Math.min(TOGETHER, block - u))).join("\n    ")}
   }
-  ${rows
-    .map(
-      (r) => `{
-    let sum = subgroupAdd(l${r});
-    let o = (tile.x + ${r}u) * ${heads * headDim}u + head * ${headDim}u;
-    if (${r}u < tile.y) {
-    ${store(r)}
-    }
-  }`,
-    )
-    .join("\n  ")}
+  // In a loop: of a store for every element written out, drivers compile longer than of the sums.
+  var sums: array<f32, ${tileRows * columns.length}>;
+  var totals: array<f32, ${tileRows}>;
+  ${rows.map((r) => `totals[${r}] = subgroupAdd(l${r}); ${columns.map((j) => `sums[${r * columns.length + j}] = o${r}_${j};`).join(" ")}`).join("\n  ")}
+  for (var r = 0u; r < tile.y; r++) {
+    let o = (tile.x + r) * ${heads * headDim}u + head * ${headDim}u;
+    ${store}
+  }
 }
 `;
 }
