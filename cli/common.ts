@@ -17,7 +17,7 @@ import { isPooling, POOLING_NAMES, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
 import { formatBytes, formatCount } from "./format.ts";
 import { addProfileOptions, openProfile, type ProfileFlags, profileChoice } from "./profile.ts";
-import { note, setQuiet, stopping } from "./terminal.ts";
+import { note, setQuiet, stopping, warn } from "./terminal.ts";
 import { addTuneOption, type TuneFlags } from "./tuning.ts";
 
 export interface CommonOptions extends ProfileFlags {
@@ -157,9 +157,12 @@ export function modelDirectory(model: string | undefined): string {
 export async function withEngine<T>(options: CommonOptions, use: (engine: Engine) => Promise<T>): Promise<T> {
   const profile = profileChoice(options);
   const tell = await openProfile(options);
-  using engine = await createEngine(
-    options.adapter === undefined ? { profile } : { adapter: options.adapter, profile },
-  );
+  const onNote = (text: string) => warn(`warning: ${text}`);
+  using engine = await createEngine({
+    ...(options.adapter === undefined ? {} : { adapter: options.adapter }),
+    profile,
+    onNote,
+  });
   const result = await use(engine);
   await tell(engine.device);
   return result;

@@ -14,7 +14,7 @@ import { randomMethod, spread, stateMethods, textMethods } from "../scorer/metho
 import { PRESETS, type Recipe, trainOptionsOf } from "../scorer/presets.ts";
 import { rankingRecord } from "../scorer/rankings.ts";
 import { splitByInstruction } from "../scorer/sampling.ts";
-import { createScorer } from "../scorer/scorer.ts";
+import { scoreFeatures } from "../scorer/scorer.ts";
 import { trainAnchored } from "../scorer/train-anchors.ts";
 import { curve } from "./chart.ts";
 import {
@@ -138,8 +138,7 @@ async function runDemo(flags: DemoFlags): Promise<number> {
       }
       const { spec } = trainOptionsOf(RECIPE, dim);
       const { weights, standardisation } = trained;
-      using scorer = await createScorer(engine, { spec, weights, standardisation });
-      const scores = await scorer.scoreFeatures(source, unseen);
+      const scores = await scoreFeatures(engine, { spec, weights, standardisation }, source, unseen);
       const trainedAt = performance.now();
       const methods = [
         { name: "trained scorer", scores: spread(source, unseen, scores) },

@@ -18,7 +18,7 @@ import {
   stateMethods,
   textMethods,
 } from "../scorer/methods.ts";
-import { createScorer } from "../scorer/scorer.ts";
+import { scoreFeatures } from "../scorer/scorer.ts";
 import type { SavedScorer } from "../scorer/scorer-file.ts";
 import { canFit, type DividedLists, divideLists } from "../scorer/seen.ts";
 import { type CoverageReport, coverageTable, jsonCoverage, storedThreshold } from "./abstain-output.ts";
@@ -243,8 +243,7 @@ export async function scorerMethod(
   lists: readonly number[],
 ): Promise<Method> {
   const { spec, weights, standardise } = scorer;
-  using ready = await createScorer(engine, { spec, weights, standardisation: standardise });
-  const scores = await ready.scoreFeatures(on.source, lists);
+  const scores = await scoreFeatures(engine, { spec, weights, standardisation: standardise }, on.source, lists);
   return { name: "scorer", pointwise: spec.head === "pointwise", scores: spread(on.source, lists, scores) };
 }
 

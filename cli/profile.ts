@@ -1,6 +1,7 @@
 /** `--profile` and `--trace`: where the time of a command goes. */
 import { type Command, Option } from "commander";
-import type { Device, ProfileChoice } from "../engine/device.ts";
+import type { Device } from "../engine/device.ts";
+import type { ProfileChoice } from "../engine/open-device.ts";
 import { type ProfileRates, type ProfileReport, profileReport, profileTrace } from "../engine/profile-report.ts";
 import { StratumError } from "../errors.ts";
 import { formatCount, formatTable, plainText } from "./format.ts";

@@ -207,8 +207,7 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           const scorerBytes = scorer === undefined ? 0 : sumBytes(planScorer(scorer.spec));
           const model = await loadPlanned(engine, files, request, { scorerBytes });
           using ranker = await createRanker(model, options);
-          const { runner } = ranker;
-          const planned = ranker.bytes;
+          const rows = ranker.runner.budget;
           note(`layer   ${layer} of ${layers}, scorer ${flags.scorer}, pooling ${pooling}`);
           if (abstainBelow !== undefined) note(`abstain below ${abstainBelow}`);
           const progress = startProgress(source.total, "lists");
@@ -232,7 +231,8 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
           } finally {
             progress.stop();
           }
-          if (ranker.bytes > planned) {
+          if (ranker.runner.budget > rows) {
+            const { runner } = ranker;
             note(
               `plan    grew for a long list: ${planLine(files, { weights: model.loaded.plan, workspace: new Map(), rows: runner.budget, bytes: runner.bytes }, ranker.bytes - runner.bytes).slice(8)}`,
             );

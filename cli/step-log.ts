@@ -4,7 +4,7 @@ import { messageOf, StratumError } from "../errors.ts";
 import { temporaryName, writeSynced } from "../weights/durable.ts";
 
 export interface StepLog {
-  /** Opens the file: anew, or with the lines of the steps before `from`. */
+  /** Opens the file, or begins again: anew, or with the lines of the steps before `from`. */
   begin(from: number): Promise<void>;
   add(record: { readonly step: number; readonly loss: number }): void;
   /** Writes what was added, and waits for the disk. */
@@ -28,6 +28,8 @@ export async function openStepLog(path: string | undefined): Promise<StepLog> {
     begin: (from) =>
       guarded(async () => {
         if (path === undefined) return;
+        await file?.close();
+        waiting = [];
         if (from > 0 && (await isFile(path))) {
           // Cut under another name: a process that is killed here must not lose what the checkpoint counts on.
           const rest = temporaryName(path);

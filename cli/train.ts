@@ -312,6 +312,11 @@ async function train(
           log.add(record);
           progress.step(record);
         },
+        async onRepeat(step) {
+          note(`training goes on after step ${formatCount(step)}`);
+          losses.length = step - (plan?.from ?? 0);
+          await log.begin(step);
+        },
         onEpoch: (record: EpochRecord, best: boolean) => progress.epoch(record, best),
         onCheckpoint: () => log.flush(),
       };

@@ -23,6 +23,8 @@ export interface AdapterTrial {
 
 export interface OpenAdapter {
   readonly adapter: GPUAdapter;
+  /** Asks for the adapter once more: each gives one device. */
+  readonly again: () => Promise<GPUAdapter>;
   /** Dawn's instance: it must outlive every object made from it. */
   readonly instance: GPU;
   readonly source: "system" | "embedded";
@@ -111,11 +113,14 @@ function probeOnce(name?: string): Promise<Probe> {
   });
 }
 
-async function request(options: string[]): Promise<{ instance: GPU; adapter: GPUAdapter }> {
+async function request(options: string[]): Promise<Pick<OpenAdapter, "instance" | "adapter" | "again">> {
   const instance = create(options);
-  const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });
-  if (!adapter) throw new Error("no adapter");
-  return { instance, adapter };
+  const again = async () => {
+    const adapter = await instance.requestAdapter({ powerPreference: "high-performance" });
+    if (!adapter) throw new Error("no adapter");
+    return adapter;
+  };
+  return { instance, adapter: await again(), again };
 }
 
 /**

@@ -1,15 +1,18 @@
 /// <reference types="@webgpu/types" />
 /**
- * The GPU device: the one place that asks for limits and features, counts live bytes, and latches what goes wrong in
- * the background (validation errors, out-of-memory, device loss) into an error of the next call.
+ * The GPU device: counts live bytes, latches what goes wrong in the background (validation errors, out-of-memory, device
+ * loss) into an error of the next call, and takes another GPU device in the place of one that is lost.
  */
-import { StratumError } from "../errors.ts";
+import { messageOf, StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
-import { type AdapterChoice, type AdapterTrial, adapterName, openAdapter } from "./adapter.ts";
+import type { AdapterTrial } from "./adapter.ts";
+import { fromGpuError, lostError, outOfMemory } from "./device-errors.ts";
+import type { FaultKind, Faults } from "./faults.ts";
 import { type ProfileClock, Profiler } from "./profiler.ts";
+import { Watchdog } from "./watchdog.ts";
 
 /** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
-const LIMITS = [
+export const LIMITS = [
   "maxBufferSize",
   "maxStorageBufferBindingSize",
   "maxStorageBuffersPerShaderStage",
@@ -23,7 +26,7 @@ const LIMITS = [
 export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
 
 /** Features that are told of; the kernels use the first, and `bench peak` the second. */
-const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
+export const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
 export type DeviceFeature = (typeof FEATURES)[number];
 
 export interface DeviceInfo {
@@ -48,6 +51,8 @@ interface DeviceMemory {
   readonly label: string;
   /** Bytes, a multiple of 4. */
   readonly size: number;
+  /** The {@link Device.generation} that it was made in, and is gone with. */
+  readonly generation: number;
   destroy(): void;
 }
 
@@ -72,36 +77,65 @@ const READBACK = 0x01 | 0x08; // MAP_READ | COPY_DST
 const TEXTURE = 0x04 | 0x02; // TEXTURE_BINDING | COPY_DST
 const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: UNIFORM, readback: READBACK };
 
+/** How a device is kept. */
+export interface DeviceOptions {
+  readonly clock?: ProfileClock | undefined;
+  /** Asks the same adapter for another GPU device like the first; without, a lost one stays lost. */
+  readonly again?: (() => Promise<GPUDevice>) | undefined;
+  readonly faults?: Faults | undefined;
+  /** Seconds that anything may take on the GPU; default `PATIENCE_SECONDS`. */
+  readonly patience?: number | undefined;
+  /** Told of what was overcome, in a line for people. */
+  readonly onNote?: ((text: string) => void) | undefined;
+}
+
+/** Pauses before the tries to open a lost device again: a driver that starts anew takes a while. */
+const RENEWAL_PAUSES_MS = [0, 1000, 5000];
+
 /** Owns a GPU device and every buffer and texture made from it. */
 export class Device {
-  readonly gpu: GPUDevice;
   readonly info: DeviceInfo;
   /** What measures it, from its opening on; null: nothing does. */
   readonly profiler: Profiler | null;
   readonly #instance: GPU;
+  readonly #options: DeviceOptions;
   readonly #live = new Set<DeviceMemory>();
+  #gpu: GPUDevice;
+  #watchdog: Watchdog;
+  #generation = 1;
+  #losses = 0;
+  #renewing: Promise<void> | undefined;
   #failure: StratumError | undefined;
+  /** Buffers that a fault has found no memory for since {@link allocating} began; null outside of it. */
+  #refused: string[] | null = null;
+  #hung = false;
   #disposed = false;
 
-  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, clock?: ProfileClock) {
-    this.gpu = gpu;
+  constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, options: DeviceOptions = {}) {
+    this.#gpu = gpu;
     this.#instance = instance;
     this.info = info;
-    this.profiler = clock === undefined ? null : new Profiler(gpu, clock);
+    this.#options = options;
+    this.#watchdog = this.#newWatchdog();
+    this.profiler = options.clock === undefined ? null : new Profiler(gpu, options.clock);
+    this.#listen(gpu);
+  }
+
+  #newWatchdog(): Watchdog {
+    return new Watchdog({ software: this.info.software, seconds: this.#options.patience });
+  }
+
+  /** Latches what goes wrong with a GPU device, for as long as it is this one's. */
+  #listen(gpu: GPUDevice): void {
     gpu.addEventListener("uncapturederror", (event) => {
       // Dawn prints what nobody claims.
       event.preventDefault();
-      this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error));
+      if (gpu === this.#gpu) this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error));
     });
     gpu.lost.then((lost) => {
-      if (this.#disposed) return;
-      this.#latch(
-        new StratumError(
-          "device/lost",
-          `the GPU device was lost (${lost.reason || "unknown"}): ${lost.message}`,
-          "run the command again; if it recurs, lower --batch-tokens, or use --adapter embedded",
-        ),
-      );
+      if (this.#disposed || this.#renewing !== undefined || gpu !== this.#gpu) return;
+      this.#losses++;
+      this.#latch(lostError(`the GPU device was lost (${lost.reason || "unknown"}): ${lost.message}`));
     });
   }
 
@@ -109,10 +143,95 @@ export class Device {
     this.#failure ??= failure;
   }
 
+  /** The GPU device that serves now. */
+  get gpu(): GPUDevice {
+    return this.#gpu;
+  }
+
+  /** Counts the GPU devices that have served: what was made from an earlier one is gone. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /** Times that the GPU device was lost. */
+  get losses(): number {
+    return this.#losses;
+  }
+
+  /**
+   * What a dispatch and a command buffer may hold, as a share of the default: a loss may be a driver's watchdog that ended
+   * work which took too long, so that each loss quarters it.
+   */
+  get pace(): number {
+    return Math.max(MIN_PACE, 4 ** -this.#losses);
+  }
+
+  /** What went wrong that only {@link renew} mends, if anything did. */
+  get failure(): StratumError | undefined {
+    return this.#failure;
+  }
+
   /** Throws what went wrong since the last call, if anything did. The failure stays: a broken device gives no more results. */
   check(): void {
     if (this.#disposed) throw new StratumError("device/disposed", "the device was disposed", "create a new engine");
     if (this.#failure) throw this.#failure;
+  }
+
+  /** Throws what went wrong, and `device/lost` for what was made in another generation. */
+  checkOwn({ generation }: { readonly generation: number }): void {
+    this.check();
+    if (generation !== this.#generation) throw lostError("what was made on a GPU device is gone with it");
+  }
+
+  /** Says a line to whoever opened the device. */
+  note(text: string): void {
+    this.#options.onNote?.(text);
+  }
+
+  /**
+   * Gives up a broken GPU device and takes another of the same adapter: all memory and all pipelines are gone. It does
+   * nothing where the device of that generation has been renewed already; calls at the same time share one renewal.
+   * @param generation of the device that broke
+   * @throws {StratumError} `device/lost` where the adapter gives none; `device/stalled` for one that hangs, which cannot
+   *   be given up
+   */
+  async renew(generation: number): Promise<void> {
+    if (generation !== this.#generation) return;
+    this.#renewing ??= this.#renew().finally(() => {
+      this.#renewing = undefined;
+    });
+    await this.#renewing;
+  }
+
+  async #renew(): Promise<void> {
+    const { again } = this.#options;
+    if (this.#disposed || this.#hung || again === undefined) this.check();
+    if (again === undefined) return;
+    this.#live.clear();
+    this.#gpu.destroy();
+    let why: unknown;
+    for (const pause of RENEWAL_PAUSES_MS) {
+      if (pause > 0) await new Promise((resolve) => setTimeout(resolve, pause));
+      try {
+        const gpu = await again();
+        if (this.#disposed) {
+          gpu.destroy();
+          this.check();
+        }
+        this.#gpu = gpu;
+        this.#generation++;
+        this.#failure = undefined;
+        this.#watchdog = this.#newWatchdog();
+        this.profiler?.moveTo(gpu);
+        this.#listen(gpu);
+        return;
+      } catch (cause) {
+        if (this.#disposed) throw cause;
+        why = cause;
+      }
+    }
+    const { message } = this.#failure ?? lostError("the GPU device was given up");
+    throw lostError(`${message}; ${this.info.name} gives no other: ${messageOf(why)}`, why);
   }
 
   /** Bytes of all live buffers and textures. */
@@ -143,16 +262,17 @@ export class Device {
         "lower --batch-tokens, or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
       );
     }
-    const gpu = this.gpu.createBuffer({ label, size: bytes, usage: USAGE[use] });
+    const gpu = this.#gpu.createBuffer({ label, size: bytes, usage: USAGE[use] });
     const buffer: DeviceBuffer = {
       label,
       size: bytes,
+      generation: this.#generation,
       gpu,
       destroy: () => {
         if (this.#live.delete(buffer)) gpu.destroy();
       },
     };
-    this.#live.add(buffer);
+    this.#own(buffer);
     return buffer;
   }
 
@@ -170,10 +290,11 @@ export class Device {
         "lower --batch-tokens, or use another adapter (stratum doctor shows their limits)",
       );
     }
-    const texture = this.gpu.createTexture({ label, size: [width, height], format, usage: TEXTURE });
+    const texture = this.#gpu.createTexture({ label, size: [width, height], format, usage: TEXTURE });
     const made: DeviceTexture = {
       label,
       size: width * height * TEXEL_BYTES,
+      generation: this.#generation,
       texture,
       view: texture.createView(),
       width,
@@ -182,8 +303,41 @@ export class Device {
         if (this.#live.delete(made)) texture.destroy();
       },
     };
-    this.#live.add(made);
+    this.#own(made);
     return made;
+  }
+
+  #own(memory: DeviceMemory): void {
+    this.#live.add(memory);
+    if (this.#options.faults?.allocation() !== false) return;
+    if (this.#refused === null) this.#latch(outOfMemory(`'${memory.label}': a fault on purpose`));
+    else this.#refused.push(memory.label);
+  }
+
+  /**
+   * Makes memory; where the GPU has not so much, the device goes on as before. What was made then is the caller's to destroy.
+   * @throws {StratumError} `memory/out-of-memory`, and what `make` throws
+   */
+  async allocating(make: () => void): Promise<void> {
+    this.check();
+    const gpu = this.#gpu;
+    gpu.pushErrorScope("out-of-memory");
+    this.#refused = [];
+    let refused: readonly string[] = [];
+    let scope: Promise<GPUError | null>;
+    try {
+      make();
+    } finally {
+      refused = this.#refused;
+      this.#refused = null;
+      scope = gpu.popErrorScope();
+      // Where `make` has thrown, nobody asks any more; a lost device answers by its loss.
+      scope.catch(() => undefined);
+    }
+    const error = await scope.catch(() => null);
+    this.check();
+    if (error !== null) throw fromGpuError(error);
+    if (refused.length > 0) throw outOfMemory(`'${refused[0]}': a fault on purpose`);
   }
 
   /** Runs a step of the host; where the device is profiled, as a span of that name. */
@@ -193,30 +347,70 @@ export class Device {
 
   /** Writes bytes at an offset (both multiples of 4). */
   write(buffer: DeviceBuffer, data: ArrayBufferView<ArrayBuffer>, offset = 0): void {
-    this.check();
+    this.checkOwn(buffer);
     this.span("upload", () =>
-      this.gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength),
+      this.#gpu.queue.writeBuffer(buffer.gpu, offset, data.buffer, data.byteOffset, data.byteLength),
     );
   }
 
   /** Writes whole rows of texels from row `row` on. */
-  writeTexture({ texture, width }: DeviceTexture, data: ArrayBufferView<ArrayBuffer>, row = 0): void {
-    this.check();
+  writeTexture(to: DeviceTexture, data: ArrayBufferView<ArrayBuffer>, row = 0): void {
+    this.checkOwn(to);
+    const { texture, width } = to;
     const bytesPerRow = width * TEXEL_BYTES;
     const layout = { offset: data.byteOffset, bytesPerRow };
     const size = [width, data.byteLength / bytesPerRow];
-    this.span("upload", () => this.gpu.queue.writeTexture({ texture, origin: [0, row] }, data.buffer, layout, size));
+    this.span("upload", () => this.#gpu.queue.writeTexture({ texture, origin: [0, row] }, data.buffer, layout, size));
   }
 
-  submit(encoder: GPUCommandEncoder): void {
+  /** @param flops operations that it holds, where they are known: what it may take depends on them */
+  submit(encoder: GPUCommandEncoder, flops = 0): void {
     this.check();
-    this.gpu.queue.submit([encoder.finish()]);
+    const fault = this.#options.faults?.submission() ?? null;
+    const { queue } = this.#gpu;
+    const commands = encoder.finish();
+    if (fault !== null) this.#suffer(fault);
+    if (fault !== "submit-out-of-memory") queue.submit([commands]);
+    this.#watchdog.submitted(flops, () => this.#ending(queue.onSubmittedWorkDone()));
   }
 
-  /** Waits until everything submitted is done. */
+  #suffer(fault: FaultKind): void {
+    if (fault === "device-lost") this.#gpu.destroy();
+    else if (fault === "hang") this.#hung = true;
+    else this.#latch(outOfMemory("a submission: a fault on purpose"));
+  }
+
+  /** An end that never comes where the device was made to hang. */
+  #ending<T>(ending: Promise<T>): Promise<T> {
+    return this.#hung ? new Promise(() => undefined) : ending;
+  }
+
+  /** Waits for the GPU. @throws {StratumError} `device/stalled` */
+  async #wait<T>(ending: Promise<T>): Promise<T> {
+    try {
+      return await this.#watchdog.wait(this.#ending(ending));
+    } catch (cause) {
+      if (cause instanceof StratumError && cause.code === "device/stalled") {
+        this.#hung = true;
+        this.#latch(cause);
+        throw cause;
+      }
+      throw cause;
+    }
+  }
+
+  /**
+   * Waits until everything submitted is done.
+   * @throws {StratumError} `device/stalled`, what the device latched meanwhile
+   */
   async idle(): Promise<void> {
-    await this.span("wait", () => this.gpu.queue.onSubmittedWorkDone());
+    await this.span("wait", () => this.done());
     this.check();
+  }
+
+  /** Waits as {@link idle}, and nothing else: for whoever takes the time of it. @throws {StratumError} `device/stalled` */
+  async done(): Promise<void> {
+    await this.#wait(this.#gpu.queue.onSubmittedWorkDone());
   }
 
   /**
@@ -224,16 +418,18 @@ export class Device {
    * @throws {StratumError} what the device latched meanwhile
    */
   async read(source: DeviceBuffer, size: number, staging: DeviceBuffer): Promise<ArrayBuffer> {
-    this.check();
+    this.checkOwn(source);
+    this.checkOwn(staging);
     if (size === 0) return new ArrayBuffer(0);
-    const encoder = this.gpu.createCommandEncoder();
+    const gpu = this.#gpu;
+    const encoder = gpu.createCommandEncoder();
     encoder.copyBufferToBuffer(source.gpu, 0, staging.gpu, 0, size);
     this.submit(encoder);
     try {
-      await this.span("read back", () => staging.gpu.mapAsync(0x01, 0, size));
+      await this.span("read back", () => this.#wait(staging.gpu.mapAsync(0x01, 0, size)));
     } catch (cause) {
-      await this.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
-      this.check();
+      if (!this.#hung) await gpu.queue.onSubmittedWorkDone().catch(() => undefined);
+      this.checkOwn(source);
       throw new StratumError(
         "device/read-failed",
         `reading '${source.label}' back failed`,
@@ -252,8 +448,11 @@ export class Device {
     if (this.#disposed) return;
     this.#disposed = true;
     this.profiler?.[Symbol.dispose]();
-    for (const memory of this.#live) memory.destroy();
-    this.gpu.destroy();
+    // A device that hangs would be waited for, by whatever destroys it.
+    if (!this.#hung) {
+      for (const memory of this.#live) memory.destroy();
+      this.#gpu.destroy();
+    }
     void this.#instance;
   }
 }
@@ -263,74 +462,5 @@ export function bufferBytes(size: number): number {
   return Math.max(4, Math.ceil(size / 4) * 4);
 }
 
-function fromGpuError(error: GPUError): StratumError {
-  const first = error.message.split("\n")[0] ?? "";
-  if (error.constructor.name === "GPUOutOfMemoryError") {
-    return new StratumError(
-      "memory/out-of-memory",
-      `the GPU is out of memory: ${first}`,
-      "lower --batch-tokens, or choose a smaller --layer or model",
-    );
-  }
-  return new StratumError(
-    "device/validation",
-    `the GPU refused a command: ${first}`,
-    "this is a defect of Stratum: please report it with the output of `stratum doctor --json`",
-  );
-}
-
-/** Whether a device is profiled, and by which clock: `auto` takes the GPU's where the adapter has timestamps. */
-export type ProfileChoice = "off" | "auto" | ProfileClock;
-
-/**
- * Opens the device of the adapter that `choice` names.
- * @param profile default `off`
- * @throws {StratumError} `adapter/none`, `device/request-failed`
- */
-export async function openDevice(choice: AdapterChoice = "auto", profile: ProfileChoice = "off"): Promise<Device> {
-  const { adapter, instance, source, trials } = await openAdapter(choice, profile !== "off");
-  const features = FEATURES.filter((feature) => adapter.features.has(feature));
-  const limits = Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]])) as DeviceLimits;
-  const { info } = adapter;
-  // Kernels that broadcast within a subgroup are written for one size; an adapter that may choose another gets the others.
-  const fixed = features.includes("subgroups") && info.subgroupMinSize === info.subgroupMaxSize;
-  const timed = features.includes("timestamp-query");
-  if (profile === "gpu" && !timed) {
-    throw new StratumError(
-      "usage/profile-clock",
-      `${adapterName(info)} has no timestamps`,
-      "profile by the clock 'host', or 'auto'",
-    );
-  }
-  const clock = profile === "auto" ? (timed ? "gpu" : "host") : profile;
-  let gpu: GPUDevice;
-  try {
-    gpu = await adapter.requestDevice({
-      requiredFeatures: features.filter(
-        (feature) =>
-          feature === "subgroups" || feature === "shader-f16" || (feature === "timestamp-query" && clock === "gpu"),
-      ),
-      requiredLimits: limits,
-    });
-  } catch (cause) {
-    throw new StratumError(
-      "device/request-failed",
-      `${adapterName(info)} gave no device`,
-      "see `stratum doctor`; try --adapter embedded",
-      cause,
-    );
-  }
-  const told: DeviceInfo = {
-    name: adapterName(info),
-    identity: [info.vendor, info.architecture, info.device, info.description].join(", "),
-    vendor: info.vendor,
-    architecture: info.architecture,
-    source,
-    software: source === "embedded" || info.isFallbackAdapter,
-    trials,
-    features,
-    limits,
-    subgroupSize: fixed ? (info.subgroupMinSize ?? 0) : 0,
-  };
-  return new Device(gpu, instance, told, clock === "off" ? undefined : clock);
-}
+/** Of {@link Device.pace}: what such a dispatch holds takes no adapter a second. */
+const MIN_PACE = 4 ** -4;

@@ -1,21 +1,29 @@
 /** The library's door to hidden states: a model loaded to a layer, and the states of token sequences. */
 import { StratumError } from "../errors.ts";
 import { checkIds } from "../weights/tokenizer.ts";
-import { type Batch, packBatches, rowOf } from "./batch.ts";
+import { type Batch, rowOf } from "./batch.ts";
 import { type DecoderConfig, lengthLimit } from "./decoder.ts";
 import { resolveLayer } from "./layers.ts";
 import { type Engine, type LoadedModel, loadBlocks } from "./model.ts";
 import { type ModelFiles, openModelFiles } from "./model-files.ts";
+import { DEFAULT_BATCH_TOKENS, type RunRequest } from "./plan.ts";
+import { type Furniture, openRoom, overLosses, type Room } from "./room.ts";
 import { createRunner, type Runner } from "./runner.ts";
-import { checkFits } from "./stream.ts";
+import { checkFits, type Job, streamJobs } from "./stream.ts";
 
 /** A model that is ready to run down to a layer. Disposing it frees its GPU memory and closes its files. */
 export interface Model extends AsyncDisposable {
   readonly engine: Engine;
   readonly files: ModelFiles;
+  /** The weights as they were loaded last. */
   readonly loaded: LoadedModel;
   /** The deepest layer that can be asked for. */
   readonly depth: number;
+  /**
+   * The weights on the device as it is now: read and uploaded again where it was renewed since.
+   * @throws {StratumError} as {@link loadModel}
+   */
+  onDevice(): Promise<LoadedModel>;
 }
 
 export interface LoadModelOptions {
@@ -40,16 +48,37 @@ export async function loadModel(
     const layers = files.spec.config.layers;
     const depth = resolveLayer(String(options.layer ?? layers), layers);
     const more = options.onBlock === undefined ? {} : { onBlock: options.onBlock };
-    const loaded = await engine.device.span("load weights", () =>
-      loadBlocks(engine, files.checkpoint, files.spec, { depth, ...more }),
-    );
+    const { device } = engine;
+    const load = async () => {
+      const { generation } = device;
+      const made = await device.span("load weights", () =>
+        loadBlocks(engine, files.checkpoint, files.spec, { depth, ...more }),
+      );
+      return { generation, made };
+    };
+    let current = await overLosses(device, load);
+    let loading: Promise<void> | undefined;
     return {
       engine,
       files,
-      loaded,
+      get loaded() {
+        return current.made;
+      },
       depth,
+      async onDevice() {
+        if (current.generation === device.generation) return current.made;
+        loading ??= load()
+          .then((loaded) => {
+            current = loaded;
+          })
+          .finally(() => {
+            loading = undefined;
+          });
+        await loading;
+        return current.made;
+      },
       async [Symbol.asyncDispose]() {
-        loaded[Symbol.dispose]();
+        current.made[Symbol.dispose]();
         await files[Symbol.asyncDispose]();
       },
     };
@@ -81,27 +110,42 @@ export async function hiddenStates(
 ): Promise<Float32Array[]> {
   const { layers = [model.depth], tokens = "last", batchTokens } = options;
   const { config } = model.files.spec;
-  const groups = sequences.map((ids) => ({ sequences: [ids] }));
-  using runner = await createRunner(model.loaded, {
-    layers,
-    output: tokens === "last" ? "pooled" : "all",
-    batchTokens,
-  });
-  for (const group of groups) {
+  const jobs = sequences.map((ids, item) => ({ item, group: { sequences: [ids] } }));
+  const output = tokens === "last" ? "pooled" : "all";
+  using room = await openRunnerRoom(model, { layers, output, batchTokens });
+  for (const { group } of jobs) {
     checkLength(group.sequences[0].length, config, "a sequence", "shorten it");
     checkIds(group.sequences[0], config.vocab);
-    checkFits(group, runner);
+    checkFits(group, room.current.runner);
   }
-  runner.grow(sequences.reduce((most, { length }) => Math.max(most, length), 0));
   const states: Float32Array[] = new Array(sequences.length);
-  for (const batch of packBatches(groups, runner.packing)) {
-    for (const result of await batchStates(model, runner, batch, tokens)) {
-      const fault = finiteFault(result.states, layers, model.files.spec.config.hiddenSize);
-      if (fault) throw fault;
-      states[result.group] = result.states;
-    }
+  async function* source() {
+    yield* jobs;
   }
+  const run = async (batch: Batch, members: readonly Job<number>[], { runner }: RunnerRoom["current"]) => {
+    for (const result of await batchStates(model, runner, batch, tokens)) {
+      const fault = finiteFault(result.states, layers, config.hiddenSize);
+      if (fault) throw fault;
+      states[members[result.group].item] = result.states;
+    }
+  };
+  for await (const _ of streamJobs(source(), room, run));
   return states;
+}
+
+/** A room with a runner of the model, and nothing else. */
+export type RunnerRoom = Room<Furniture & { readonly runner: Runner }>;
+
+/** Opens a room for a model's batches. @throws {StratumError} as `createRunner` */
+export function openRunnerRoom(model: Model, request: RunRequest): Promise<RunnerRoom> {
+  return openRoom(
+    model.engine.device,
+    async (mostRows) => {
+      const runner = await createRunner(await model.onDevice(), request, mostRows);
+      return { runner, [Symbol.dispose]: () => runner[Symbol.dispose]() };
+    },
+    request.batchTokens ?? DEFAULT_BATCH_TOKENS,
+  );
 }
 
 /** The states of one sequence of a batch. */

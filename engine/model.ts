@@ -15,8 +15,9 @@ import {
   type NormRole,
   tensorsTo,
 } from "./decoder.ts";
-import { type Device, type DeviceBuffer, type DeviceTexture, openDevice, type ProfileChoice } from "./device.ts";
+import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 import { type Embedding, openEmbedding } from "./embedding.ts";
+import { type OpenOptions, openDevice } from "./open-device.ts";
 import { Pipelines } from "./pipelines.ts";
 import { checkPlan, createPlanned, type PlannedMemory } from "./planned-buffer.ts";
 import { platformOf } from "./platform.ts";
@@ -48,13 +49,15 @@ export interface Engine extends Disposable {
  * Opens the GPU.
  * @param options.adapter `auto` (default), `system`, `embedded`, or a part of an adapter's name
  * @param options.profile measures everything: see `profileReport`; default `off`
+ * @param options.onNote told of what was overcome: a lost device, memory that was not there
+ * @param options.faults what is to go wrong, for tests: see `parseFaults`; default STRATUM_FAULTS
  * @param options.tiles matmul variants that take the place of the defaults, as `tune` finds them
  * @throws {StratumError} `adapter/none`, `device/request-failed`, `kernel/tiles` for a variant that this adapter does not run
  */
 export async function createEngine(
-  options: { readonly adapter?: AdapterChoice; readonly profile?: ProfileChoice; readonly tiles?: TileTable } = {},
+  options: OpenOptions & { readonly adapter?: AdapterChoice; readonly tiles?: TileTable } = {},
 ): Promise<Engine> {
-  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options.profile);
+  const device = await openDevice(options.adapter ?? process.env["STRATUM_ADAPTER"] ?? "auto", options);
   const { subgroupSize, software } = device.info;
   const target: Target = { subgroupSize, textures: software, ...(software ? {} : { staged: true }) };
   const { tiles } = options;

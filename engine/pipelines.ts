@@ -5,6 +5,8 @@ import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
 
 export interface Pipeline {
   readonly kernel: Kernel;
+  /** The `Device.generation` that it is gone with. */
+  readonly generation: number;
   readonly gpu: GPUComputePipeline;
   readonly layout: GPUBindGroupLayout;
 }
@@ -12,10 +14,11 @@ export interface Pipeline {
 const COMPUTE = 0x4; // GPUShaderStage.COMPUTE
 const BUFFER_TYPE = { read: "read-only-storage", read_write: "storage", uniform: "uniform" } as const;
 
-/** The compiled kernels of a device. */
+/** The compiled kernels of a device; of a renewed one they are compiled again. */
 export class Pipelines {
   readonly #device: Device;
   readonly #made = new Map<string, Promise<Pipeline>>();
+  #generation = 0;
 
   constructor(device: Device) {
     this.#device = device;
@@ -26,6 +29,10 @@ export class Pipelines {
    * @throws {StratumError} `kernel/compile` with the offending line
    */
   get(kernel: Kernel): Promise<Pipeline> {
+    if (this.#generation !== this.#device.generation) {
+      this.#made.clear();
+      this.#generation = this.#device.generation;
+    }
     const made = this.#made.get(kernel.key);
     if (made) return made;
     const making = this.#device.span(`compile ${kernel.name}`, () => compile(this.#device, kernel));
@@ -41,10 +48,11 @@ export class Pipelines {
 
 async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
   device.check();
+  const { generation } = device;
   // A kernel that does not compile is this kernel's failure: without the scope it would count as the device's.
   device.gpu.pushErrorScope("validation");
   const module = device.gpu.createShaderModule({ label: kernel.name, code: kernel.wgsl });
-  void device.gpu.popErrorScope();
+  device.gpu.popErrorScope().catch(() => undefined);
   // Stated, not derived from the text: a kernel may leave a binding of its description unused.
   const layout = device.gpu.createBindGroupLayout({
     entries: kernel.bindings.map(({ access, type }, binding) => ({
@@ -61,8 +69,10 @@ async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
       layout: device.gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
       compute: { module, entryPoint: "main" },
     });
-    return { kernel, gpu, layout };
+    return { kernel, generation, gpu, layout };
   } catch (cause) {
+    // On a lost device nothing compiles.
+    device.checkOwn({ generation });
     const { messages } = await module.getCompilationInfo();
     const lines = kernel.wgsl.split("\n");
     const detail = messages
@@ -108,6 +118,7 @@ function numberOf(object: object): number {
  */
 export function bind(device: Device, pipeline: Pipeline, bound: Readonly<Record<string, BoundBuffer>>): GPUBindGroup {
   const { kernel, layout } = pipeline;
+  device.checkOwn(pipeline);
   let key = String(numberOf(pipeline));
   let written: DeviceBuffer | undefined;
   for (const { name, access } of kernel.bindings) {
@@ -119,6 +130,7 @@ export function bind(device: Device, pipeline: Pipeline, bound: Readonly<Record<
         "this is a defect of Stratum: please report it",
       );
     }
+    device.checkOwn("buffer" in part ? part.buffer : part);
     key += "buffer" in part ? ` ${numberOf(part.buffer)},${part.offset},${part.size}` : ` ${numberOf(part)}`;
     if (access === "read_write" && !("view" in part)) written = "buffer" in part ? part.buffer : part;
   }

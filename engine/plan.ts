@@ -152,7 +152,7 @@ export interface BatchBudget {
 export function batchBudget(
   spec: ModelSpec,
   limits: DeviceLimits,
-  { batchTokens, ...size }: Omit<WorkspaceSize, "rows"> & { readonly batchTokens?: number | undefined },
+  { batchTokens, ...size }: Omit<WorkspaceSize, "rows"> & Pick<RunRequest, "batchTokens">,
 ): BatchBudget {
   // Every buffer grows with the rows: what a thousand of them take tells how many fit.
   const sample = [...planWorkspace(spec, { ...size, rows: SAMPLE_ROWS }).values()].filter(

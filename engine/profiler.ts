@@ -73,7 +73,7 @@ export class Profiler {
   readonly spanSums = new Map<string, { count: number; ms: number }>();
   /** With the clock `host`: ms of a submission that holds nothing, the least that a time can be. */
   floorMs: number | null = null;
-  readonly #gpu: GPUDevice;
+  #gpu: GPUDevice;
   readonly #free: TimestampSet[] = [];
   readonly #pending = new Set<Promise<void>>();
   #origin: bigint | undefined;
@@ -89,6 +89,12 @@ export class Profiler {
     return Number.isFinite(this.#shift) ? this.#shift : 0;
   }
 
+  /** Goes on with another GPU device; the sets of the one before are gone with it. */
+  moveTo(gpu: GPUDevice): void {
+    this.#gpu = gpu;
+    this.#free.length = 0;
+  }
+
   /** A set of timestamps for one command buffer. */
   take(): TimestampSet {
     return this.#free.pop() ?? createTimestampSet(this.#gpu);
@@ -102,9 +108,10 @@ export class Profiler {
   /** The command buffer is submitted: its times arrive with {@link settle}. */
   collect(set: TimestampSet, calls: readonly Call[]): void {
     const submitted = performance.now();
+    const gpu = this.#gpu;
     const collecting = readTimestamps(set, calls.length).then(
       (times) => {
-        this.#free.push(set);
+        if (gpu === this.#gpu) this.#free.push(set);
         this.#place(calls, times, submitted, performance.now());
       },
       // The device is gone; whoever uses it is told.

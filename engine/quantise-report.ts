@@ -30,7 +30,11 @@ export async function quantiseReport(
   const statesOf = async (form: WeightForm) => {
     const spec = { ...files.spec, form };
     using loaded = await loadBlocks(engine, files.checkpoint, spec, { depth: layer });
-    const model = { engine, files: { ...files, spec }, loaded, depth: layer, [Symbol.asyncDispose]: async () => {} };
+    const model = {
+      ...{ engine, files: { ...files, spec }, loaded, depth: layer },
+      onDevice: async () => loaded,
+      [Symbol.asyncDispose]: async () => {},
+    };
     return { bytes: loaded.plan.bytes, states: await hiddenStates(model, sequences) };
   };
   const { states: stored } = await statesOf("stored");

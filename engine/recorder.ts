@@ -29,6 +29,8 @@ interface Step {
  */
 export class Recorder {
   readonly #device: Device;
+  /** Of the device: what was recorded for an earlier one is gone with it. */
+  readonly generation: number;
   readonly #submitFlops: number;
   #encoder: GPUCommandEncoder | undefined;
   #pass: GPUComputePassEncoder | undefined;
@@ -42,8 +44,9 @@ export class Recorder {
   /** @param submitFlops operations of one command buffer, see {@link SUBMIT_FLOPS} */
   constructor(device: Device, scope: string, submitFlops = SUBMIT_FLOPS) {
     this.#device = device;
+    this.generation = device.generation;
     this.scope = scope;
-    this.#submitFlops = submitFlops;
+    this.#submitFlops = submitFlops * device.pace;
   }
 
   /**
@@ -144,19 +147,23 @@ export class Recorder {
   async submit(): Promise<void> {
     this.#flush();
     const { profiler } = this.#device;
-    if (profiler !== null && this.#steps.length > 0) await runSteps(this.#device, profiler, this.#steps.splice(0));
+    if (profiler !== null && this.#steps.length > 0) {
+      this.#device.checkOwn(this);
+      await runSteps(this.#device, profiler, this.#steps.splice(0));
+    }
   }
 
   #flush(): void {
     this.#endPass();
-    const [encoder, set, calls] = [this.#encoder, this.#timestamps, this.#calls.splice(0)];
+    const [encoder, set, calls, flops] = [this.#encoder, this.#timestamps, this.#calls.splice(0), this.#flops];
     this.#encoder = undefined;
     this.#timestamps = undefined;
     this.#flops = 0;
     if (encoder === undefined) return;
     const { profiler } = this.#device;
+    this.#device.checkOwn(this);
     if (profiler !== null && set !== undefined) profiler.resolve(encoder, set, calls);
-    this.#device.submit(encoder);
+    this.#device.submit(encoder, flops);
     if (profiler !== null && set !== undefined) profiler.collect(set, calls);
   }
 
@@ -191,7 +198,7 @@ async function runSteps(device: Device, profiler: Profiler, steps: readonly Step
     encode(encoder);
     const begin = performance.now();
     device.submit(encoder);
-    await device.gpu.queue.onSubmittedWorkDone();
+    await device.done();
     const end = performance.now();
     device.check();
     return [begin, end];

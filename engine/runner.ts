@@ -44,14 +44,17 @@ export interface Runner extends Disposable {
   readonly budget: number;
   /** What `packBatches` makes batches for this runner by: the budget, and which sequences share no prefix. */
   readonly packing: Required<Pick<PackOptions, "budget" | "longFrom">>;
-  /** The largest budget that the runner may grow to. */
+  /** The largest budget that the runner may grow to; less once the GPU had no memory for as much. */
   readonly maxBudget: number;
   /** The working buffers that are held now. */
   readonly plan: readonly PlannedMemory[];
   /** Bytes of model and working buffers together: what the device holds for this run. */
   readonly bytes: number;
-  /** Makes room for batches of a larger budget, at most `maxBudget`. @throws {StratumError} `memory/buffer-limit` */
-  grow(budget: number): void;
+  /**
+   * Makes room for batches of a larger budget, at most `maxBudget`; for half as many where the GPU has no memory for so many.
+   * @throws {StratumError} `memory/buffer-limit`, `memory/out-of-memory`
+   */
+  grow(budget: number): Promise<void>;
   /**
    * With output `pooled`: the states (S, K, D) of the batch's S sequences, one each a layer, as the runner pools them.
    * @throws {StratumError} what the device latched
@@ -76,8 +79,18 @@ export interface Runner extends Disposable {
   withStates<T>(batch: Batch, use: (states: DeviceBuffer, count: number, cosines: Cosines) => Promise<T>): Promise<T>;
 }
 
-/** Compiles the kernels and allocates the working buffers. The plan is checked against the adapter's limits first. */
-export async function createRunner(model: LoadedModel, options: RunRequest): Promise<Runner> {
+/** Rows below which working buffers that find no memory are no matter of their size. */
+const LEAST_ROWS = 64;
+
+/**
+ * Compiles the kernels and allocates the working buffers. The plan is checked against the adapter's limits first.
+ * @param mostRows bounds a batch beyond what the request says: memory was short before
+ */
+export async function createRunner(
+  model: LoadedModel,
+  options: RunRequest,
+  mostRows = Number.POSITIVE_INFINITY,
+): Promise<Runner> {
   const { engine, spec, blocks } = model;
   const { device, pipelines, target } = engine;
   const { hiddenSize: d } = spec.config;
@@ -93,11 +106,11 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
   if (new Set(layers).size < layers.length) {
     throw new StratumError("usage/layer", `layers [${layers.join(", ")}] name one twice`, "ask for each layer once");
   }
-  const dispatchFlops = engine.dispatchFlops ?? DISPATCH_FLOPS;
+  const dispatchFlops = (engine.dispatchFlops ?? DISPATCH_FLOPS) * device.pace;
   const size = { taps: layers.length, output, pooling, dispatchFlops, textures: textureWidths(model.plan) };
   const granted = batchBudget(spec, device.info.limits, { ...size, batchTokens });
-  const { maxBudget } = granted;
-  let budget = granted.budget;
+  let maxBudget = Math.min(granted.maxBudget, mostRows);
+  let budget = Math.min(granted.budget, mostRows);
   let plan: readonly PlannedMemory[] = [];
   let workspace = {} as Workspace;
   let tables: readonly BoundBuffer[] = [];
@@ -108,7 +121,7 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     workspace = {} as Workspace;
     plan = [];
   };
-  const allocate = (rows: number) => {
+  const allocateRows = async (rows: number) => {
     const planned = planWorkspace(spec, { ...size, rows });
     checkPlan([...planned.values()], device.info.limits);
     // The old buffers first: both together may be more than there is.
@@ -117,7 +130,9 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     // What a run's output does not need is absent; `inTurn` keeps each method to its output.
     workspace = made as Workspace;
     try {
-      for (const [name, buffer] of planned) made[name] = createPlanned(device, buffer);
+      await device.allocating(() => {
+        for (const [name, buffer] of planned) made[name] = createPlanned(device, buffer);
+      });
       const regions = ropeRegions(spec.config, rows);
       if (regions.length > 0) device.write(workspace.ropeTable, ropeTables(regions, rows));
       tables = regions.map(({ offset, bytes }) => ({ buffer: workspace.ropeTable, offset, size: bytes }));
@@ -128,7 +143,22 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     plan = [...planned.values()];
     budget = rows;
   };
-  allocate(budget);
+  const allocate = async (asked: number) => {
+    for (let rows = asked; ; ) {
+      try {
+        await allocateRows(rows);
+        return;
+      } catch (cause) {
+        const short = cause instanceof StratumError && cause.code === "memory/out-of-memory";
+        if (!short || device.failure !== undefined || rows < 2 * LEAST_ROWS) throw cause;
+        const less = Math.floor(rows / 2);
+        device.note(`${cause.message}; batches have at most ${less} tokens from now on (${rows} before)`);
+        rows = less;
+        maxBudget = less;
+      }
+    }
+  };
+  await allocate(budget);
 
   let kernels: ForwardKernels;
   let cosinePipeline: Pipeline | null;
@@ -145,10 +175,10 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
   let disposed = false;
   let last: Promise<unknown> = Promise.resolve();
   /** Calls share the working buffers: each runs when the one before has ended. */
-  function inTurn<T>(wanted: RunOutput, step: () => Promise<T>): Promise<T> {
+  function inTurn<T>(wanted: RunOutput | null, step: () => Promise<T>): Promise<T> {
     const turn = last.then(() => {
       if (disposed) throw new StratumError("device/disposed", "the runner was disposed", "create another");
-      if (output !== wanted) {
+      if (wanted !== null && output !== wanted) {
         throw new StratumError(
           "usage/output-kind",
           `a runner made for '${output}' was asked for '${wanted}'`,
@@ -332,7 +362,9 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     get budget() {
       return budget;
     },
-    maxBudget,
+    get maxBudget() {
+      return maxBudget;
+    },
     get packing() {
       return { ...packing, budget };
     },
@@ -342,9 +374,11 @@ export async function createRunner(model: LoadedModel, options: RunRequest): Pro
     get bytes() {
       return model.plan.bytes + sumBytes(plan);
     },
-    grow(rows) {
-      if (rows > budget) allocate(Math.min(rows, maxBudget));
-    },
+    grow: (rows) =>
+      inTurn(null, async () => {
+        const wanted = Math.min(rows, maxBudget);
+        if (wanted > budget) await allocate(wanted);
+      }),
     pooledStates: (batch) =>
       inTurn("pooled", async () => {
         const count = await runToStates(batch);

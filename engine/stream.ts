@@ -1,6 +1,7 @@
-/** Streams items through a runner: batches are filled to the budget, results come in the order of the input. */
+/** Streams items through a room: batches are filled to the budget, results come in the order of the input. */
 import { StratumError } from "../errors.ts";
 import { type Batch, groupCost, MIN_SEQUENCE_ROWS, packBatches, type SequenceGroup } from "./batch.ts";
+import type { Furniture, Room } from "./room.ts";
 import type { Runner } from "./runner.ts";
 
 /** An item on its way; without a group it only waits for its turn. */
@@ -9,11 +10,18 @@ export interface Job<T> {
   readonly group: SequenceGroup | null;
 }
 
-export interface StreamOptions {
+/** What a room must hold to be streamed through. */
+export interface Streaming extends Furniture {
+  readonly runner: Pick<Runner, "budget" | "maxBudget" | "packing" | "grow">;
+}
+
+export interface StreamOptions<T = unknown> {
   /** Compute a group's common prefix once; default true. */
   readonly sharePrefix?: boolean;
   /** Stops between batches; items that have not run are not yielded. */
   readonly signal?: AbortSignal | undefined;
+  /** Told of an item that no batch holds any more, as memory was short; it is yielded in its turn. Default: its error is thrown. */
+  readonly onOverBudget?: ((item: T, error: StratumError) => void) | undefined;
 }
 
 /** Items without a group that may wait before they are passed on. */
@@ -49,31 +57,62 @@ export function checkFits(
   }
 }
 
+/** A job that runs. */
+type Member<T> = Job<T> & { readonly group: SequenceGroup };
+
 /**
  * Runs jobs batch by batch.
- * @param run is called once a batch with the jobs that its groups index
+ * @param run is called once a batch with the jobs that its groups index, and once more for a batch that a fault has ended:
+ *   what it stores of a sequence must be stored by the sequence
  */
-export async function* streamJobs<T>(
+export async function* streamJobs<T, F extends Streaming>(
   jobs: AsyncIterable<Job<T>>,
-  runner: Runner,
-  run: (batch: Batch, jobs: readonly Job<T>[]) => Promise<void>,
-  { sharePrefix = true, signal }: StreamOptions = {},
+  room: Room<F>,
+  run: (batch: Batch, jobs: readonly Job<T>[], current: F) => Promise<void>,
+  { sharePrefix = true, signal, onOverBudget }: StreamOptions<T> = {},
 ): AsyncGenerator<T> {
   let waiting: Job<T>[] = [];
   let cost = 0;
-  const sharing = { sharePrefix, longFrom: runner.packing.longFrom };
+  const sharing = { sharePrefix, longFrom: room.current.runner.packing.longFrom };
+
+  /** Those of the members that fit a batch; a budget that has shrunk holds less than when they came. */
+  function fitting(members: readonly Member<T>[], packer: Packer): Member<T>[] {
+    return members.filter(({ item, group }) => {
+      try {
+        checkFits(group, packer, sharePrefix);
+        return true;
+      } catch (thrown) {
+        if (!(thrown instanceof StratumError) || onOverBudget === undefined) throw thrown;
+        onOverBudget(item, thrown);
+        return false;
+      }
+    });
+  }
+
   async function* flush(): AsyncGenerator<T> {
     const running = waiting;
     waiting = [];
     cost = 0;
-    const members = running.filter((job) => job.group !== null);
-    const groups = members.map(({ group }) => group as SequenceGroup);
-    const dearest = groups.reduce((most, group) => Math.max(most, groupCost(group, sharing)), 0);
-    runner.grow(Math.min(dearest, runner.maxBudget));
-    for (const batch of packBatches(groups, { ...runner.packing, sharePrefix })) {
-      if (signal?.aborted) return;
-      await run(batch, members);
-    }
+    let members = running.filter((job): job is Member<T> => job.group !== null);
+    // Of the batches by this budget, so many are done.
+    let [budget, done] = [0, 0];
+    const whole = await room.run(async (current) => {
+      const { runner } = current;
+      const dearest = members.reduce((most, { group }) => Math.max(most, groupCost(group, sharing)), 0);
+      await runner.grow(Math.min(dearest, runner.maxBudget));
+      if (runner.budget !== budget) {
+        [budget, done] = [runner.budget, 0];
+        members = fitting(members, runner);
+      }
+      const groups = members.map(({ group }) => group);
+      for (const batch of packBatches(groups, { ...runner.packing, sharePrefix }).slice(done)) {
+        if (signal?.aborted) return false;
+        await run(batch, members, current);
+        done++;
+      }
+      return true;
+    });
+    if (!whole) return;
     for (const { item } of running) yield item;
   }
 
@@ -95,7 +134,8 @@ export async function* streamJobs<T>(
       if (step.done) break;
       const job = step.value;
       const own = job.group === null ? 0 : Math.max(groupCost(job.group, sharing), MIN_SEQUENCE_ROWS);
-      if (waiting.length > 0 && (cost + own > runner.budget || waiting.length >= MAX_WAITING)) yield* flush();
+      if (waiting.length > 0 && (cost + own > room.current.runner.budget || waiting.length >= MAX_WAITING))
+        yield* flush();
       waiting.push(job);
       cost += own;
       next = iterator.next();

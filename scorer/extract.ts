@@ -1,8 +1,15 @@
 /** Extraction: lists, texts or token ids in, hidden states out, sequence by sequence in the order of the input. */
 
 import type { Batch, SequenceGroup } from "../engine/batch.ts";
-import { batchStates, checkLength, finiteFault, type Model } from "../engine/hidden-states.ts";
-import { createRunner, type Runner } from "../engine/runner.ts";
+import {
+  batchStates,
+  checkLength,
+  finiteFault,
+  type Model,
+  openRunnerRoom,
+  type RunnerRoom,
+} from "../engine/hidden-states.ts";
+import type { Runner } from "../engine/runner.ts";
 import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
@@ -58,6 +65,7 @@ export type ExtractOutcome =
 
 /** Extracts states on one model. Disposing it frees the working buffers; the model stays. */
 export interface Extractor extends Disposable {
+  /** The one that runs batches now: another once the device was lost. */
   readonly runner: Runner;
   extract(
     lines: AsyncIterable<SequenceLine>,
@@ -70,7 +78,7 @@ interface Pending {
   readonly sequences: readonly Int32Array[];
   readonly states: Float32Array<ArrayBuffer>[];
   readonly notes: RankingNotes;
-  readonly error: StratumError | null;
+  error: StratumError | null;
 }
 
 /** Prepares extraction. The tokenizer is opened only when a line needs it: lines of ids do without. */
@@ -81,7 +89,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
   const { device } = model.engine;
   const { config } = files.spec;
   const { vocab, maxPositions, hiddenSize } = config;
-  const runner = await createRunner(model.loaded, {
+  const room = await openRunnerRoom(model, {
     layers,
     output: tokens === "last" ? "pooled" : "all",
     pooling: runPooling(...poolings),
@@ -114,7 +122,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     for await (const line of lines) {
       try {
         const { group, notes } = await prepare(line);
-        checkFits(group, runner, sharePrefix);
+        checkFits(group, room.current.runner, sharePrefix);
         yield { item: { line, sequences: group.sequences, states: [], notes, error: null }, group };
       } catch (thrown) {
         if (!(thrown instanceof StratumError)) throw thrown;
@@ -125,18 +133,23 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
   }
 
   return {
-    runner,
+    get runner() {
+      return room.current.runner;
+    },
     async *extract(lines, { signal } = {}) {
-      const run = async (batch: Batch, members: readonly Job<Pending>[]) => {
+      const run = async (batch: Batch, members: readonly Job<Pending>[], { runner }: RunnerRoom["current"]) => {
         for (const { group, index, states } of await batchStates(model, runner, batch, tokens)) {
           members[group].item.states[index] = states;
         }
       };
-      for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
+      const onOverBudget = (pending: Pending, error: StratumError) => {
+        pending.error = atLine(error, pending.line.line);
+      };
+      for await (const pending of streamJobs(jobs(lines), room, run, { sharePrefix, signal, onOverBudget })) {
         yield outcome(pending, layers, hiddenSize, poolings.length);
       }
     },
-    [Symbol.dispose]: () => runner[Symbol.dispose](),
+    [Symbol.dispose]: () => room[Symbol.dispose](),
   };
 }
 

@@ -6,6 +6,8 @@ import type { Batch } from "../engine/batch.ts";
 import type { DeviceBuffer } from "../engine/device.ts";
 import { fingerprint } from "../engine/fingerprint.ts";
 import type { Model } from "../engine/hidden-states.ts";
+import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";
+import { openRoom } from "../engine/room.ts";
 import { createRunner, type Runner, type SequencePair } from "../engine/runner.ts";
 import { checkFits, type Job, type Packer, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
@@ -56,12 +58,19 @@ export type RankOutcome =
 
 /** Ranks lists on one model. Disposing it frees the working buffers; the model stays. */
 export interface Ranker extends Disposable {
+  /** The one that runs batches now: another once the device was lost. */
   readonly runner: Runner;
   readonly encoder: ListEncoder;
   /** Bytes on the GPU: the model's, its working buffers', and the scorer's. */
   readonly bytes: number;
   /** Ranks lines in their order, as many a batch as fit; a line that cannot be ranked gives an error in its place. */
   rank(lines: AsyncIterable<ListLine>, options?: { readonly signal?: AbortSignal }): AsyncGenerator<RankOutcome>;
+}
+
+/** What ranking holds on the GPU. */
+interface RankRoom extends Disposable {
+  readonly runner: Runner;
+  readonly scorer: Scorer | undefined;
 }
 
 /** A list under way: its scores arrive candidate by candidate. */
@@ -71,8 +80,8 @@ interface Pending {
   readonly tokens: number;
   readonly scores: Float32Array;
   error: StratumError | null;
-  /** States (1 + m, D) of a list that is cut over several batches, and how many candidates of it are there. */
-  parts?: { readonly states: Float32Array; candidates: number };
+  /** States (1 + m, D) of a list that is cut over several batches, and which candidates of it are there. */
+  parts?: { readonly states: Float32Array; readonly candidates: Set<number> };
 }
 
 /** A line with its token sequences, or with the reason why it has none. */
@@ -125,22 +134,26 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
   const { device } = model.engine;
   const made = await createListEncoder(model.files, { ...options, pooling, system });
   const encoder: ListEncoder = { ...made, encode: (list) => device.span("tokenise", () => made.encode(list)) };
-  const runner = await createRunner(model.loaded, {
-    layers: [layer],
-    output: "scores",
-    pooling: runPooling(pooling),
-    batchTokens,
-  });
-  let scorer: Scorer | undefined;
-  try {
-    scorer = saved && (await createScorer(model.engine, { ...saved, standardisation: saved.standardise }));
-  } catch (cause) {
-    runner[Symbol.dispose]();
-    throw cause;
-  }
+  const request = { layers: [layer], output: "scores", pooling: runPooling(pooling), batchTokens } as const;
+  const furnish = async (mostRows: number | undefined): Promise<RankRoom> => {
+    const runner = await createRunner(await model.onDevice(), request, mostRows);
+    try {
+      const scorer = saved && (await createScorer(model.engine, { ...saved, standardisation: saved.standardise }));
+      const dispose = () => {
+        scorer?.[Symbol.dispose]();
+        runner[Symbol.dispose]();
+      };
+      return { runner, scorer, [Symbol.dispose]: dispose };
+    } catch (cause) {
+      runner[Symbol.dispose]();
+      throw cause;
+    }
+  };
+  const room = await openRoom(device, furnish, batchTokens ?? DEFAULT_BATCH_TOKENS);
 
-  /** Scores a batch of lists into `targets`, and leaves NaN where a state is not finite. */
+  /** Scores a batch of lists, and leaves NaN where a state is not finite. */
   async function score(
+    { runner, scorer }: RankRoom,
     batch: Batch,
     pairs: readonly SequencePair[],
     members: readonly Job<Pending>[],
@@ -189,12 +202,12 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     const staging = device.createBuffer("rank.part", 4 * count * hiddenSize, "readback");
     try {
       const values = new Float32Array(await device.read(states, 4 * count * hiddenSize, staging));
-      item.parts ??= { states: new Float32Array((1 + item.scores.length) * hiddenSize), candidates: 0 };
+      item.parts ??= { states: new Float32Array((1 + item.scores.length) * hiddenSize), candidates: new Set() };
       for (const sequence of [instruction, ...candidates]) {
         const row = values.subarray(sequence * hiddenSize, (sequence + 1) * hiddenSize);
         item.parts.states.set(row, batch.sequences[sequence].index * hiddenSize);
       }
-      item.parts.candidates += candidates.length;
+      for (const candidate of candidates) item.parts.candidates.add(batch.sequences[candidate].index);
     } finally {
       staging.destroy();
     }
@@ -202,7 +215,7 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
 
   /** Scores a list from its parts. */
   async function scoreParts({ scores, parts }: Pending): Promise<void> {
-    if (scorer === undefined || parts === undefined) return;
+    if (parts === undefined) return;
     if (!parts.states.every(Number.isFinite)) {
       const finite = (row: number) =>
         parts.states.subarray(row * hiddenSize, (row + 1) * hiddenSize).every(Number.isFinite);
@@ -212,15 +225,22 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     const [inst, resp] = [parts.states.subarray(0, hiddenSize), parts.states.subarray(hiddenSize)];
     const offsets = Uint32Array.of(0, scores.length);
     const labels = new Float32Array(scores.length);
-    const [found] = await scorer.scoreFeatures(arraySource({ dim: hiddenSize, inst, resp, labels, offsets }));
+    const source = arraySource({ dim: hiddenSize, inst, resp, labels, offsets });
+    const [found = scores] = await room.run(async ({ scorer }) => (await scorer?.scoreFeatures(source)) ?? []);
     scores.set(found);
   }
 
+  const packer: Packer = {
+    get maxBudget() {
+      return room.current.runner.maxBudget;
+    },
+    packing: room.current.runner.packing,
+  };
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
     for await (const { line, encoded, error } of encodeLines(
       lines,
       encoder,
-      runner,
+      packer,
       sharePrefix,
       saved !== undefined,
     )) {
@@ -231,10 +251,12 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
   }
 
   return {
-    runner,
+    get runner() {
+      return room.current.runner;
+    },
     encoder,
     async *rank(lines, { signal } = {}) {
-      const run = async (batch: Batch, members: readonly Job<Pending>[]) => {
+      const run = async (batch: Batch, members: readonly Job<Pending>[], current: RankRoom) => {
         const pairs: [number, number][] = [];
         const targets: { pending: Pending; candidate: number }[] = [];
         let anchor = 0;
@@ -245,21 +267,22 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
             targets.push({ pending: members[group].item, candidate: index - 1 });
           }
         }
-        const scores = await score(batch, pairs, members);
+        const scores = await score(current, batch, pairs, members);
         for (const [i, { pending, candidate }] of targets.entries()) pending.scores[candidate] = scores[i];
       };
-      for await (const pending of streamJobs(jobs(lines), runner, run, { sharePrefix, signal })) {
-        if (pending.parts?.candidates === pending.scores.length) await scoreParts(pending);
+      const onOverBudget = (pending: Pending, error: StratumError) => {
+        pending.error = atLine(error, pending.line.line);
+      };
+      for await (const pending of streamJobs(jobs(lines), room, run, { sharePrefix, signal, onOverBudget })) {
+        if (pending.parts?.candidates.size === pending.scores.length) await scoreParts(pending);
         yield outcome(pending, { topN, returnDocuments, abstainBelow });
       }
     },
     get bytes() {
+      const { runner, scorer } = room.current;
       return runner.bytes + (scorer?.bytes ?? 0);
     },
-    [Symbol.dispose]() {
-      scorer?.[Symbol.dispose]();
-      runner[Symbol.dispose]();
-    },
+    [Symbol.dispose]: () => room[Symbol.dispose](),
   };
 }
 

@@ -6,6 +6,7 @@ import type { DeviceBuffer } from "../engine/device.ts";
 import type { Engine } from "../engine/model.ts";
 import { checkPlan, type PlannedBuffer } from "../engine/planned-buffer.ts";
 import { Recorder } from "../engine/recorder.ts";
+import { overLosses } from "../engine/room.ts";
 import { canonicalOrder } from "../kernels/canonical-order.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
@@ -215,4 +216,22 @@ export async function createScorer(engine: Engine, options: ScorerOptions): Prom
       }),
     [Symbol.dispose]: release,
   };
+}
+
+/**
+ * Scores lists of features with a scorer made for that alone; made anew where the GPU device is lost.
+ * @param lists indices; default all
+ * @returns (m) scores a list
+ * @throws {StratumError} as {@link createScorer} and `Scorer.scoreFeatures`
+ */
+export function scoreFeatures(
+  engine: Engine,
+  options: ScorerOptions,
+  source: FeatureSource,
+  lists?: readonly number[],
+): Promise<Float32Array[]> {
+  return overLosses(engine.device, async () => {
+    using scorer = await createScorer(engine, options);
+    return await scorer.scoreFeatures(source, lists);
+  });
 }

@@ -8,7 +8,7 @@ import type { FeatureSource } from "./feature-source.ts";
 import { measureLists, randomMeasures } from "./measures.ts";
 import { probeMethod, spread, stateMethods, textMethods } from "./methods.ts";
 import { splitByInstruction } from "./sampling.ts";
-import { createScorer } from "./scorer.ts";
+import { scoreFeatures } from "./scorer.ts";
 import type { TextList } from "./text-baselines.ts";
 import { type AnchoredOptions, trainAnchored } from "./train-anchors.ts";
 
@@ -112,8 +112,8 @@ export async function* sweep(
         const trained = await trainAnchored(engine, source, { ...recipe, spec, seed }, () => run);
         if (trained.interrupted) return;
         const { weights, standardisation } = trained;
-        using scorer = await createScorer(engine, { spec, weights, standardisation });
-        yield cell(name, layer, spread(source, test, await scorer.scoreFeatures(source, test)));
+        const scores = await scoreFeatures(engine, { spec, weights, standardisation }, source, test);
+        yield cell(name, layer, spread(source, test, scores));
       }
       options.onCell?.(seed, layer);
     }

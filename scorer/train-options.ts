@@ -69,6 +69,8 @@ export interface TrainRun {
   readonly onPlan?: ((plan: TrainPlan) => void | Promise<void>) | undefined;
   readonly onStep?: ((record: StepRecord) => void) | undefined;
   readonly onEpoch?: ((record: EpochRecord, best: boolean) => void) | undefined;
+  /** The GPU device was lost: the steps after so many are taken again, bit for bit, and reported again. */
+  readonly onRepeat?: ((step: number) => void | Promise<void>) | undefined;
   /** A checkpoint is about to be written, for so many steps: what belongs to them must be on disk before it. */
   readonly onCheckpoint?: ((step: number) => Promise<void>) | undefined;
 }

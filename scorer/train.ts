@@ -1,9 +1,11 @@
 /**
  * The training loop: lists drawn by seed, AdamW with a schedule, validation by instruction, early stopping, checkpoints.
- * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit.
+ * Everything random is a function of the seed and the step, so that a run that was stopped goes on bit for bit, and one
+ * whose GPU device is lost by itself.
  */
 import type { Engine } from "../engine/model.ts";
 import { checkPlan, sumBytes } from "../engine/planned-buffer.ts";
+import { overLosses } from "../engine/room.ts";
 import { StratumError } from "../errors.ts";
 import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
@@ -36,6 +38,8 @@ import {
 const RESIDENT_LIMIT = 2 * 2 ** 30;
 /** The log is read at least this often where steps are slow, so that progress shows. */
 const LOG_MS = 250;
+/** Without checkpoints the state is read from the GPU so often, to go on from where the device is lost. */
+const KEEP_STEPS = 200;
 
 /** The guard against divergence looks at so many steps, and ends a run whose mean loss over them is so far above chance. */
 const GUARD_STEPS = 64;
@@ -91,21 +95,12 @@ export async function trainScorer(
   };
   await run.onPlan?.(plan);
   const standardisation = resumed?.standardisation ?? (await standardisationOf(source, trainLists, options));
-  using trainer = await createTrainer(engine, source, {
-    ...options,
-    ...sizes,
-    standardisation,
-    seed: streamSeed("dropout", seed),
-  });
-  await trainer.feeder.load(trainer.network.buffers["x"]);
-
-  const fresh = () => ({
+  const fresh = (): OptimizerState => ({
     weights: flatten(layout, run.init ?? initialWeights(spec, seed)),
     first: new Float32Array(layout.count),
     second: new Float32Array(layout.count),
   });
-  let state: OptimizerState = resumed?.state ?? fresh();
-  trainer.setState(state);
+  let state = resumed?.state ?? fresh();
   let bestWeights = resumed?.best ?? state.weights;
   let progress: TrainProgress = resumed?.progress ?? {
     version: 1,
@@ -117,12 +112,16 @@ export async function trainScorer(
     best: null,
     stopped: false,
   };
+  /** Where the run stood when its state was last read from the GPU: what a lost device leaves. */
+  let kept = { progress, state, bestWeights };
   const { mean: chance, deviation } = chanceLoss(source, trainLists, options);
   const bound = GUARD_FACTOR * Math.max(chance, 1e-3) + (4 * deviation) / Math.sqrt(GUARD_STEPS * perStep);
   let saved = resumed?.progress.step ?? -1;
+  const keepEvery = run.checkpoint?.everySteps ?? KEEP_STEPS;
+  let order: { epoch: number; lists: readonly number[] } = { epoch: -1, lists: [] };
 
   /** Takes in the steps that the log holds. @throws {StratumError} `train/diverged` */
-  const settle = async () => {
+  const settle = async (trainer: Trainer) => {
     for (const record of await trainer.readLog()) {
       run.onStep?.(record);
       const recent = [...progress.recent, record.loss].slice(-GUARD_STEPS);
@@ -144,50 +143,75 @@ export async function trainScorer(
     const record = { step: progress.step, loss, gradNorm: Number.NaN, sound: false };
     throw diverged(record, undefined, chance, options, run, saved);
   };
-  const save = async () => {
-    if (run.checkpoint === undefined || saved === progress.step) return;
-    state = await trainer.state();
+  /** Reads the state from the GPU, and writes it where checkpoints go. */
+  const keep = async (trainer: Trainer) => {
+    if (kept.progress.step < progress.step || saved < 0) state = await trainer.state();
     if (!state.weights.every(Number.isFinite)) checkFinite(Number.NaN);
     if (progress.best === null) bestWeights = state.weights;
-    await run.onCheckpoint?.(progress.step);
-    await writeCheckpoint(run.checkpoint.path, { progress, state, best: bestWeights, standardisation });
-    saved = progress.step;
+    if (run.checkpoint !== undefined && saved !== progress.step) {
+      await run.onCheckpoint?.(progress.step);
+      await writeCheckpoint(run.checkpoint.path, { progress, state, best: bestWeights, standardisation });
+      saved = progress.step;
+    }
+    kept = { progress, state, bestWeights };
   };
-  await save();
 
-  let order: { epoch: number; lists: readonly number[] } = { epoch: -1, lists: [] };
-  let lastRead = performance.now();
-  while (progress.step < steps && !progress.stopped && !run.signal?.aborted) {
-    const step = progress.step + trainer.pending;
-    const epoch = Math.floor(step / stepsPerEpoch);
-    if (epoch !== order.epoch) order = { epoch, lists: orderOf(trainLists, options, epoch) };
-    const first = (step % stepsPerEpoch) * perStep;
-    const drawn = drawLists(source, order.lists.slice(first, first + perStep), options, epoch);
-    await trainer.step(step, drawn, learningRate(schedule, step));
-    const epochEnds = (step + 1) % stepsPerEpoch === 0;
-    const due = run.checkpoint !== undefined && (step + 1) % run.checkpoint.everySteps === 0;
-    if (
-      epochEnds ||
-      due ||
-      step + 1 === steps ||
-      trainer.pending === LOG_SLOTS ||
-      performance.now() - lastRead > LOG_MS
-    ) {
-      await settle();
-      lastRead = performance.now();
+  /** Trains from where the run stands to its end. */
+  const go = async (trainer: Trainer, done: () => void) => {
+    await trainer.feeder.load(trainer.network.buffers["x"]);
+    trainer.setState(state);
+    if (run.checkpoint !== undefined) await keep(trainer);
+    let lastRead = performance.now();
+    while (progress.step < steps && !progress.stopped && !run.signal?.aborted) {
+      const step = progress.step + trainer.pending;
+      const epoch = Math.floor(step / stepsPerEpoch);
+      if (epoch !== order.epoch) order = { epoch, lists: orderOf(trainLists, options, epoch) };
+      const first = (step % stepsPerEpoch) * perStep;
+      const drawn = drawLists(source, order.lists.slice(first, first + perStep), options, epoch);
+      await trainer.step(step, drawn, learningRate(schedule, step));
+      const epochEnds = (step + 1) % stepsPerEpoch === 0;
+      const due = (step + 1) % keepEvery === 0;
+      if (
+        epochEnds ||
+        due ||
+        step + 1 === steps ||
+        trainer.pending === LOG_SLOTS ||
+        performance.now() - lastRead > LOG_MS
+      ) {
+        await settle(trainer);
+        lastRead = performance.now();
+      }
+      if (epochEnds || step + 1 === steps) {
+        const better = await closeEpoch(trainer, epoch);
+        if (better) bestWeights = (await trainer.state()).weights;
+      }
+      if (due) {
+        await keep(trainer);
+        done();
+      }
     }
-    if (epochEnds || step + 1 === steps) {
-      const better = await closeEpoch(trainer, epoch);
-      if (better) bestWeights = (await trainer.state()).weights;
+    await settle(trainer);
+    // Weights may be finite and their scores not: the last update is judged by no step after it.
+    if (validationLists.length === 0 && progress.step > 0)
+      checkFinite((await trainer.evaluate([trainLists[0]])).losses[0]);
+    await keep(trainer);
+  };
+
+  let repeated = false;
+  await overLosses(engine.device, async (done) => {
+    if (repeated) {
+      ({ progress, state, bestWeights } = kept);
+      await run.onRepeat?.(progress.step);
     }
-    if (due) await save();
-  }
-  await settle();
-  // Weights may be finite and their scores not: the last update is judged by no step after it.
-  if (validationLists.length === 0 && progress.step > 0)
-    checkFinite((await trainer.evaluate([trainLists[0]])).losses[0]);
-  await save();
-  state = await trainer.state();
+    repeated = true;
+    using trainer = await createTrainer(engine, source, {
+      ...options,
+      ...sizes,
+      standardisation,
+      seed: streamSeed("dropout", seed),
+    });
+    await go(trainer, done);
+  });
   const best = progress.best === null ? state.weights : bestWeights;
   return {
     weights: unflatten(layout, best),

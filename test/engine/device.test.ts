@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { Device, type DeviceBuffer, openDevice } from "../../engine/device.ts";
+import { Device, type DeviceBuffer } from "../../engine/device.ts";
 import { createEngine, type Engine } from "../../engine/model.ts";
+import { openDevice } from "../../engine/open-device.ts";
 import { type BoundBuffer, Pipelines } from "../../engine/pipelines.ts";
 import { Recorder } from "../../engine/recorder.ts";
 import { runKernel } from "../../engine/run-kernel.ts";

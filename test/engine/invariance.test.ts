@@ -180,7 +180,7 @@ describe.each([
     const batches = packBatches(groups, { budget: 100 });
     await pooledStatesOf(runner, batches);
     expect(differences(await pooledStatesOf(runner, batches), expected)).toEqual([]);
-    runner.grow(runner.budget + 64);
+    await runner.grow(runner.budget + 64);
     expect(differences(await pooledStatesOf(runner, batches), expected)).toEqual([]);
   });
 

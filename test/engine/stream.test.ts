@@ -1,20 +1,29 @@
 import { describe, expect, it } from "vitest";
 import { type Batch, groupCost, type SequenceGroup } from "../../engine/batch.ts";
-import type { Runner } from "../../engine/runner.ts";
-import { checkFits, type Job, type StreamOptions, streamJobs } from "../../engine/stream.ts";
+import type { Room } from "../../engine/room.ts";
+import { checkFits, type Job, type Streaming, type StreamOptions, streamJobs } from "../../engine/stream.ts";
+import type { StratumError } from "../../errors.ts";
 import { randomGroups } from "../support/states.ts";
 
 /** As much of a runner as streaming looks at; what it grew to is kept. */
-function fakeRunner(budget: number, maxBudget = budget): Runner {
+function fakeRunner(budget: number, maxBudget = budget): Streaming["runner"] {
   const runner = {
     budget,
     maxBudget,
-    packing: { longFrom: null },
-    grow(rows: number) {
+    get packing() {
+      return { longFrom: null, budget: runner.budget };
+    },
+    async grow(rows: number) {
       if (rows > runner.budget) runner.budget = Math.min(rows, maxBudget);
     },
   };
-  return runner as unknown as Runner;
+  return runner as Streaming["runner"];
+}
+
+/** A room where nothing goes wrong. */
+function fakeRoom(runner: Streaming["runner"]): Room<Streaming> {
+  const current = { runner, [Symbol.dispose]: () => undefined };
+  return { current, run: (step) => step(current), [Symbol.dispose]: () => undefined };
 }
 
 async function* source<T>(jobs: readonly T[]): AsyncGenerator<T> {
@@ -24,7 +33,7 @@ async function* source<T>(jobs: readonly T[]): AsyncGenerator<T> {
 /** Runs jobs and keeps what happened, in order. */
 async function collect(
   jobs: AsyncIterable<Job<number>>,
-  runner: Runner,
+  runner: Streaming["runner"],
   options: StreamOptions & { readonly onBatch?: () => void } = {},
 ) {
   const ran: string[] = [];
@@ -35,7 +44,7 @@ async function collect(
     for (const { group, index } of batch.sequences) ran.push(`${members[group].item}/${index}`);
     options.onBatch?.();
   };
-  for await (const item of streamJobs(jobs, runner, run, options)) items.push(item);
+  for await (const item of streamJobs(jobs, fakeRoom(runner), run, options)) items.push(item);
   return { ran, batches, items };
 }
 
@@ -56,7 +65,7 @@ describe("a stream", () => {
   it("grows the runner for a list that is larger than its budget, as far as it may", async () => {
     for (const [most, grown] of [
       [1000, 58],
-      [50, 50],
+      [51, 51],
     ] as const) {
       const runner = fakeRunner(16, most);
       const list = { sequences: [new Int32Array(50), Int32Array.from({ length: 51 }, (_, i) => (i === 50 ? 1 : 0))] };
@@ -84,7 +93,7 @@ describe("a stream", () => {
       yield { item: 2, group: single(3) };
     }
     const seen: number[] = [];
-    for await (const item of streamJobs(slow(), fakeRunner(100), async () => undefined)) {
+    for await (const item of streamJobs(slow(), fakeRoom(fakeRunner(100)), async () => undefined)) {
       seen.push(item);
       // Had it waited for a full batch, the source would never go on.
       more();
@@ -112,8 +121,53 @@ describe("a stream", () => {
     expect((await collect(never, fakeRunner(16), signal(stop))).items).toEqual([]);
   });
 
+  it("repeats, in a room that begins anew, the batches that were not done; with another budget all of them", async () => {
+    const jobs = Array.from({ length: 4 }, (_, item) => ({ item, group: single(8) }));
+    for (const [then, wanted] of [
+      [16, ["0 1", "2 3", "2 3"]],
+      [8, ["0 1", "2 3", "0", "1", "2", "3"]],
+    ] as const) {
+      const budgets = [16, then];
+      const { current: first, ...room } = fakeRoom(fakeRunner(16));
+      const again: Room<Streaming> = {
+        ...room,
+        current: first,
+        async run(step) {
+          await expect(step(first)).rejects.toThrow("lost");
+          return await step({ ...first, runner: fakeRunner(budgets[1]!) });
+        },
+      };
+      const ran: string[] = [];
+      const run = async (batch: Batch, members: readonly Job<number>[]) => {
+        ran.push(batch.sequences.map(({ group }) => members[group]!.item).join(" "));
+        if (ran.length === 2) throw new Error("lost");
+      };
+      // All four are of one filling: they wait for a source that does not pause.
+      const whole = { ...again, current: { ...first, runner: { ...first.runner, budget: 64 } } };
+      const items: number[] = [];
+      for await (const item of streamJobs(source(jobs), whole, run)) items.push(item);
+      expect([ran, items]).toEqual([wanted, [0, 1, 2, 3]]);
+    }
+  });
+
+  it("yields an item that no batch holds any more, and tells of it", async () => {
+    const jobs = [single(30), single(8)].map((group, item) => ({ item, group }));
+    const { current, ...room } = fakeRoom(fakeRunner(16));
+    const shrunk: Room<Streaming> = { ...room, current: { ...current, runner: fakeRunner(64) } };
+    const told: [number, string][] = [];
+    const ran: number[] = [];
+    const run = async (batch: Batch, members: readonly Job<number>[]) => {
+      for (const { group } of batch.sequences) ran.push(members[group]!.item);
+    };
+    const onOverBudget = (item: number, { code }: StratumError) => void told.push([item, code]);
+    const items: number[] = [];
+    for await (const item of streamJobs(source(jobs), shrunk, run, { onOverBudget })) items.push(item);
+    expect([items, ran, told]).toEqual([[0, 1], [1], [[0, "list/over-budget"]]]);
+    await expect(streamJobs(source(jobs), shrunk, run).next()).rejects.toThrow("at most 16 fit");
+  });
+
   it("passes on what a batch throws", async () => {
-    const failing = streamJobs(source([{ item: 1, group: single(1) }]), fakeRunner(16), async () => {
+    const failing = streamJobs(source([{ item: 1, group: single(1) }]), fakeRoom(fakeRunner(16)), async () => {
       throw new Error("the GPU is gone");
     });
     await expect(failing.next()).rejects.toThrow("the GPU is gone");

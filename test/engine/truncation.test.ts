@@ -136,9 +136,9 @@ describe("what is held", () => {
     using model = await loadBlocks(engine, files.checkpoint, files.spec, { depth: 1 });
     using runner = await createRunner(model, { layers: [1], output: "pooled" });
     const small = runner.bytes;
-    runner.grow(runner.budget - 1);
+    await runner.grow(runner.budget - 1);
     expect(runner.bytes).toBe(small);
-    runner.grow(4000);
+    await runner.grow(4000);
     expect(runner.budget).toBe(4000);
     const larger = [
       ...planWorkspace(files.spec, {
@@ -151,7 +151,7 @@ describe("what is held", () => {
     expect(bySize(runner.plan)).toEqual(bySize(larger));
     expect(runner.bytes).toBeGreaterThan(small);
     expect(device.liveBytes).toBe(runner.bytes);
-    runner.grow(1e9);
+    await runner.grow(1e9);
     expect(runner.budget).toBe(runner.maxBudget);
     expect(device.liveBytes).toBe(runner.bytes);
   });
