@@ -115,6 +115,8 @@ export {
   rankingRecord,
   toJsonLine,
 } from "./scorer/rankings.ts";
+export { type Report, type ReportCell, reportSchema } from "./scorer/report-data.ts";
+export { readReport } from "./scorer/report-file.ts";
 export { openRows, type RowItem, type RowSource } from "./scorer/rows.ts";
 export { splitByInstruction } from "./scorer/sampling.ts";
 export { createScorer, type Scorer, type ScorerOptions, type StateRows } from "./scorer/scorer.ts";
@@ -125,7 +127,18 @@ export { loadWeights } from "./scorer/scorer-weights.ts";
 export type { ReportStates, StateCosine, StateMap, StateNorm, StateSeparation } from "./scorer/states-data.ts";
 export { type LookOptions, lookAtStates, type StatePlace } from "./scorer/states-look.ts";
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";
-export { compareCells, type SweepCell, type SweepSummary, summariseSweep, sweep } from "./scorer/sweep.ts";
+export {
+  type Place,
+  placeList,
+  placesOf,
+  runUnit,
+  type SweepFile,
+  type SweepOptions,
+  type SweepUnit,
+  sweepUnits,
+} from "./scorer/sweep.ts";
+export { type CostOptions, measureCosts } from "./scorer/sweep-costs.ts";
+export { makeReport, type SweepFindings, writeReport } from "./scorer/sweep-report.ts";
 export { type TextList, trainBagOfWords } from "./scorer/text-baselines.ts";
 export { trainScorer } from "./scorer/train.ts";
 export { type AnchoredOptions, type AnchoredResult, trainAnchored } from "./scorer/train-anchors.ts";

@@ -64,20 +64,13 @@ export interface RunFlags extends CommonOptions, Pick<TuneFlags, "tune"> {
 export const MODEL_HELP =
   "Hugging Face model: a folder, or org/name[@revision] of the hub (default: the embedded demo model)";
 
-/** Adds the options of {@link RunFlags}. */
-export function addRunOptions(command: Command, jsonHelp: string): Command {
+/** Adds the options of {@link RunFlags}. @param pooling another form of `--pooling` */
+export function addRunOptions(command: Command, jsonHelp: string, pooling = poolingOption()): Command {
   command
     .option("-m, --model <name>", MODEL_HELP)
     .option("--system <text>", "a system message before each list's own")
     .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
-    .addOption(
-      new Option(
-        "--pooling <name>",
-        "a response's state: its last token's, the end token's of its turn, the mean of its tokens', or last-K: of the last K",
-      )
-        .argParser(poolingName)
-        .default("last", "last, or what a preset or scorer says"),
-    )
+    .addOption(pooling)
     .option("--date <YYYY-MM-DD>", "the date that a chat template's clock shows", calendarDate)
     .option(
       "--batch-tokens <n>",
@@ -87,6 +80,15 @@ export function addRunOptions(command: Command, jsonHelp: string): Command {
     .addOption(weightsOption())
     .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
   return addProfileOptions(addCommonOptions(addTuneOption(command), jsonHelp));
+}
+
+function poolingOption(): Option {
+  return new Option(
+    "--pooling <name>",
+    "a response's state: its last token's, the end token's of its turn, the mean of its tokens', or last-K: of the last K",
+  )
+    .argParser(poolingName)
+    .default("last", "last, or what a preset or scorer says");
 }
 
 /** How the matrices are held. */

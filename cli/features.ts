@@ -31,10 +31,58 @@ export interface ListsAndFeatures {
 export interface FeatureRequest {
   readonly layers: readonly number[];
   readonly pooling: Pooling;
+  /** Several at once, instead of `pooling`. */
+  readonly poolings?: readonly Pooling[] | undefined;
   readonly system?: string | undefined;
   readonly cache: boolean;
   /** Lines that give no features are told on stderr; default true. */
   readonly report?: boolean | undefined;
+}
+
+type LendFlags = Pick<RunFlags, "batchTokens" | "tune" | "verbose">;
+
+/** A model that is loaded when its states have to be computed, and stays for other files of lists. Disposing it frees it. */
+export interface LentModel extends Disposable {
+  readonly files: ModelFiles;
+  /** Of the model's fingerprint down to its deepest asked-for layer. */
+  readonly fingerprint: string;
+  /** With the kernels that were chosen. */
+  readonly engine: Engine;
+  readonly kernels: KernelsRecord;
+  /** Loads it the first time. */
+  open(): Promise<Model>;
+}
+
+/**
+ * Chooses the kernels of a model; nothing of its weights is loaded yet.
+ * @throws {StratumError} `tokenizer/...`, and as `fingerprint` and `tuneModel`
+ */
+export async function lendModel(
+  opened: Engine,
+  files: ModelFiles,
+  { layers, pooling, poolings = [pooling] }: Pick<FeatureRequest, "layers" | "pooling" | "poolings">,
+  flags: LendFlags,
+): Promise<LentModel> {
+  // One that is missing or does not fit is told before weights are fetched, as the fingerprint does.
+  await files.tokenizer();
+  const depth = Math.max(...layers);
+  const identity = await fingerprint(files, depth);
+  // Before a cache is asked: other variants' states are other states.
+  const { engine, kernels } = await tuneModel(opened, files, depth, flags);
+  const run = { layers, output: "pooled", pooling: runPooling(...poolings), batchTokens: flags.batchTokens } as const;
+  let model: Model | undefined;
+  return {
+    ...{ files, fingerprint: identity, engine, kernels },
+    async open() {
+      model ??= await loadPlanned(engine, files, run);
+      return model;
+    },
+    [Symbol.dispose]() {
+      // The files are their opener's.
+      model?.loaded[Symbol.dispose]();
+      model = undefined;
+    },
+  };
 }
 
 /** @throws {StratumError} `usage/no-input` for stdin: the lists are read more than once */
@@ -57,22 +105,40 @@ export async function withFeatures<T>(
   use: (found: ListsAndFeatures) => Promise<T>,
 ): Promise<T> {
   checkListsPath(path);
-  const { layers, pooling, system, cache } = request;
+  await countLines(path);
+  using lent = await lendModel(opened, files, request, flags);
+  return await withFeaturesOf(lent, path, request, flags, stop, async (found) => {
+    // The features stay on disk; the model's weights are of no more use.
+    lent[Symbol.dispose]();
+    return use(found);
+  });
+}
+
+/**
+ * The same of a model that stays loaded: several files of lists cost one load.
+ * @throws {StratumError} as {@link withFeatures}
+ */
+export async function withFeaturesOf<T>(
+  lent: LentModel,
+  path: string,
+  request: FeatureRequest,
+  flags: Pick<RunFlags, "date" | "truncate" | "batchTokens" | "sharePrefix">,
+  stop: StopSignal,
+  use: (found: ListsAndFeatures) => Promise<T>,
+): Promise<T> {
+  checkListsPath(path);
+  const { files, engine, kernels } = lent;
+  const { layers, pooling, poolings, system, cache } = request;
   const { date, truncate, batchTokens, sharePrefix } = flags;
   const total = await countLines(path);
-  // One that is missing or does not fit is told before weights are fetched, as the fingerprint does.
-  await files.tokenizer();
-  const identity = await fingerprint(files, Math.max(...layers));
-  // Before the cache is asked: other variants' states are other states.
-  const { engine, kernels } = await tuneModel(opened, files, Math.max(...layers), flags);
   const folder = cache ? undefined : await mkdtemp(join(tmpdir(), "stratum-features-"));
   const seen = new Map<string, List>();
-  let model: Model | undefined;
   let progress: ReturnType<typeof startProgress> | undefined;
   try {
     const found = await cachedFeatures({
-      ...{ layers, pooling, system, date, truncate, batchTokens, sharePrefix, signal: stop.signal, folder },
-      ...{ directory: files.directory, fingerprint: identity, adapter: engine.device.info.name, kernels: kernels.id },
+      ...{ layers, pooling, poolings, system, date, truncate, batchTokens, sharePrefix, signal: stop.signal, folder },
+      ...{ directory: files.directory, adapter: engine.device.info.name, kernels: kernels.id },
+      fingerprint: lent.fingerprint,
       ...(files.pinned ? { commit: files.name } : {}),
       version: packageVersion(),
       async *lines() {
@@ -83,8 +149,7 @@ export async function withFeatures<T>(
         }
       },
       async model() {
-        const run = { layers, output: "pooled", pooling: runPooling(pooling), batchTokens } as const;
-        model = await loadPlanned(engine, files, run);
+        const model = await lent.open();
         progress = startProgress(total, "lists");
         return model;
       },
@@ -93,17 +158,16 @@ export async function withFeatures<T>(
     await using opened = found;
     progress?.stop();
     progress = undefined;
-    // The features stay on disk; the model's weights are of no more use.
-    model?.loaded[Symbol.dispose]();
-    model = undefined;
     const [first] = opened.layers;
-    if (first.reused && layers.length === 1) note(`features of layer ${first.layer} from the cache (${first.path})`);
+    if (first.reused && opened.layers.length === 1)
+      note(`features of layer ${first.layer} from the cache (${first.path})`);
     if (request.report !== false) for (const { error } of first.leftOut) reportError(error);
     const lists = first.ids.map((id) => seen.get(String(id)) as List);
     if (lists.length + first.leftOut.length === 0) throw emptyFileError(path);
-    return await use({ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: identity, kernels });
+    return await use({
+      ...{ lists, layers: opened.layers, leftOut: first.leftOut, fingerprint: lent.fingerprint, kernels },
+    });
   } finally {
-    model?.loaded[Symbol.dispose]();
     progress?.stop();
     if (folder !== undefined) await rm(folder, { recursive: true, force: true });
   }

@@ -47,7 +47,8 @@ export function tuningKey({ device, target }: Pick<Engine, "device" | "target">)
   return { adapter: identity, subgroup: target.subgroupSize, dawn: dawnVersion(), kernels: matmulVersion() };
 }
 
-function dawnVersion(): string {
+/** Of the package that brings Dawn. */
+export function dawnVersion(): string {
   const path = createRequire(import.meta.url).resolve("webgpu/package.json");
   return (JSON.parse(readFileSync(path, "utf8")) as { version: string }).version;
 }

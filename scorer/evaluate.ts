@@ -9,7 +9,7 @@ import {
 } from "./bootstrap.ts";
 import { checkScores, type LabelledLists, type ListMeasures, measureLists, type SafeOptions } from "./measures.ts";
 import { pooledMeasure } from "./pooled-measures.ts";
-import { byLength, oneSafe, withoutRefusal } from "./slices.ts";
+import { slicesOf } from "./slices.ts";
 import type { TextList } from "./text-baselines.ts";
 
 /** A way to rank, as the scores that it gives. */
@@ -123,11 +123,7 @@ export function evaluateSlices(
   options: EvaluateOptions = {},
   texts?: readonly TextList[],
 ): SliceEvaluation[] {
-  const slices = [
-    { name: "exactly one safe", lists: oneSafe(data, options) },
-    ...(texts === undefined ? [] : [{ name: "no refusal phrase", lists: withoutRefusal(texts) }]),
-    ...byLength(data).map(({ name, lists }) => ({ name: `${name} candidate${name === "1" ? "" : "s"}`, lists })),
-  ];
+  const slices = slicesOf(data, texts, options);
   const chosen = options.lists === undefined ? null : new Set(Array.from(options.lists));
   return slices.flatMap(({ name, lists }) => {
     const own = lists.filter((b) => chosen?.has(b) ?? true);

@@ -64,3 +64,26 @@ export function arraySource({ dim, inst, resp, labels, offsets }: FeatureArrays)
 export function listLength({ offsets }: Pick<FeatureSource, "offsets">, b: number): number {
   return offsets[b + 1] - offsets[b];
 }
+
+/**
+ * Several layers' states of the same lists as one, side by side: (D1 + D2 + ...).
+ * @param sources of the same lists in the same order, at least one
+ */
+export function besideOneAnother(sources: readonly FeatureSource[]): FeatureSource {
+  const [{ lists, offsets, labels }] = sources;
+  const dim = sources.reduce((sum, source) => sum + source.dim, 0);
+  return {
+    ...{ dim, lists, offsets, labels },
+    async readList(b, target, at = 0) {
+      const rows = 1 + listLength({ offsets }, b);
+      let column = 0;
+      for (const source of sources) {
+        const own = new Float32Array(rows * source.dim);
+        await source.readList(b, own);
+        for (let row = 0; row < rows; row++)
+          target.set(own.subarray(row * source.dim, (row + 1) * source.dim), at + row * dim + column);
+        column += source.dim;
+      }
+    },
+  };
+}

@@ -3,7 +3,14 @@ import { rawCosine, type StateScorer, scoreStates, trainDifferenceOfMeans, train
 import type { Method } from "./evaluate.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import type { SafeOptions } from "./measures.ts";
-import { refusalText, shortestText, type TextList, type TextScorer, trainBagOfWords } from "./text-baselines.ts";
+import {
+  refusalText,
+  scoreTexts,
+  shortestText,
+  type TextList,
+  type TextScorer,
+  trainBagOfWords,
+} from "./text-baselines.ts";
 
 /** Lists with their states. */
 export interface ListStates {
@@ -35,40 +42,37 @@ export function spread(
   return all;
 }
 
+/** A method on states that is ready to score any lists. */
+export interface FittedMethod {
+  readonly name: string;
+  readonly score: StateScorer;
+}
+
 /**
  * Raw cosine, and where there are lists to fit on, the difference of means and the linear probe.
- * @throws StratumError as `FeatureSource.readList` and `safeClasses`
+ * @param dim D, the width of the states
+ * @throws {StratumError} as `FeatureSource.readList` and `safeClasses`
  */
-export async function stateMethods(
-  on: Chosen<ListStates>,
+export async function fitStateMethods(
+  dim: number,
   fit: Chosen<ListStates> | null,
   options: FitOptions = {},
-): Promise<Method[]> {
-  const { source } = on.of;
-  const methods = [await stateMethod("raw cosine", on, rawCosine(source.dim))];
-  if (fit === null) return methods;
+): Promise<FittedMethod[]> {
+  const cosine = { name: "raw cosine", score: rawCosine(dim) };
+  if (fit === null) return [cosine];
   const means = await trainDifferenceOfMeans(fit.of.source, fit.lists, options);
-  methods.push(await stateMethod("difference of means", on, means));
-  methods.push(await probeMethod("linear probe", on, fit, options));
-  return methods;
+  return [cosine, { name: "difference of means", score: means }, await fitProbe("linear probe", fit, options)];
 }
 
-/**
- * A linear probe, fitted on one set of lists and scored on another.
- * @throws StratumError as `FeatureSource.readList` and `safeClasses`
- */
-export async function probeMethod(
-  name: string,
-  on: Chosen<ListStates>,
-  fit: Chosen<ListStates>,
-  options: FitOptions = {},
-): Promise<Method> {
+/** A linear probe. @throws {StratumError} as `FeatureSource.readList` and `safeClasses` */
+export async function fitProbe(name: string, fit: Chosen<ListStates>, options: FitOptions = {}): Promise<FittedMethod> {
   const { source, clusters } = fit.of;
-  const probe = await trainLinearProbe(source, fit.lists, { ...options, clusters: clusters ?? undefined });
-  return stateMethod(name, on, probe.score);
+  const { score } = await trainLinearProbe(source, fit.lists, { ...options, clusters: clusters ?? undefined });
+  return { name, score };
 }
 
-async function stateMethod(name: string, { of, lists }: Chosen<ListStates>, score: StateScorer): Promise<Method> {
+/** Scores lists. @throws {StratumError} as `FeatureSource.readList` */
+export async function scoreBy({ name, score }: FittedMethod, { of, lists }: Chosen<ListStates>): Promise<Method> {
   const flat = await scoreStates(of.source, lists, score);
   let end = 0;
   const scores = lists.map((b) => {
@@ -76,6 +80,33 @@ async function stateMethod(name: string, { of, lists }: Chosen<ListStates>, scor
     return flat.subarray(end - listLength(of.source, b), end);
   });
   return { name, pointwise: true, scores: spread(of.source, lists, scores) };
+}
+
+/**
+ * {@link fitStateMethods}, scored.
+ * @throws {StratumError} as `FeatureSource.readList` and `safeClasses`
+ */
+export async function stateMethods(
+  on: Chosen<ListStates>,
+  fit: Chosen<ListStates> | null,
+  options: FitOptions = {},
+): Promise<Method[]> {
+  const methods: Method[] = [];
+  for (const fitted of await fitStateMethods(on.of.source.dim, fit, options)) methods.push(await scoreBy(fitted, on));
+  return methods;
+}
+
+/**
+ * A linear probe, fitted on one set of lists and scored on another.
+ * @throws {StratumError} as `FeatureSource.readList` and `safeClasses`
+ */
+export async function probeMethod(
+  name: string,
+  on: Chosen<ListStates>,
+  fit: Chosen<ListStates>,
+  options: FitOptions = {},
+): Promise<Method> {
+  return scoreBy(await fitProbe(name, fit, options), on);
 }
 
 /** Lists of texts with their clusters. */
@@ -86,19 +117,29 @@ export interface ListTexts {
 
 /**
  * Bag of words where there are lists to fit on; refusal keywords, the shortest.
- * @throws StratumError as `safeClasses`
+ * @throws {StratumError} as `safeClasses`
  */
-export function textMethods(on: ListTexts, fit: Chosen<ListTexts> | null, options: FitOptions = {}): Method[] {
-  const method = (name: string, score: TextScorer): Method => ({
-    name,
-    pointwise: true,
-    scores: Float64Array.from(on.texts.flatMap((list) => [...score(list)])),
-  });
-  const fixed = [method("refusal keywords", refusalText), method("shortest", shortestText)];
+export function fitTextMethods(
+  fit: Chosen<ListTexts> | null,
+  options: FitOptions = {},
+): { readonly name: string; readonly score: TextScorer }[] {
+  const fixed = [
+    { name: "refusal keywords", score: refusalText },
+    { name: "shortest", score: shortestText },
+  ];
   if (fit === null) return fixed;
   const texts = fit.lists.map((b) => fit.of.texts[b]);
   const clusters = fit.lists.map((b) => fit.of.clusters[b]);
-  return [method("bag of words", trainBagOfWords(texts, { ...options, clusters }).score), ...fixed];
+  return [{ name: "bag of words", score: trainBagOfWords(texts, { ...options, clusters }).score }, ...fixed];
+}
+
+/** {@link fitTextMethods}, scored on all lists. @throws {StratumError} as `safeClasses` */
+export function textMethods(on: ListTexts, fit: Chosen<ListTexts> | null, options: FitOptions = {}): Method[] {
+  return fitTextMethods(fit, options).map(({ name, score }) => ({
+    name,
+    pointwise: true,
+    scores: scoreTexts(on.texts, score),
+  }));
 }
 
 /** What ranking at random gives on average: equal scores. */

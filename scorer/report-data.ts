@@ -128,10 +128,12 @@ const rowSchema = z.object({
 });
 
 /** What a pass to a layer and no deeper costs, one list at a time. */
-const costSchema = z.object({
+export const costSchema = z.object({
   layer,
   pooling,
-  /** A list alone, from token ids to its states on the host; over the lists that were timed. */
+  /** Lists that were timed. */
+  lists: count,
+  /** A list alone, from token ids to its states on the host: median and quartiles over these lists. */
   ms: z.object({ median: z.number(), low: z.number(), high: z.number() }),
   /** Tokens of these lists, each candidate with its prompt, over their time. */
   tokens_per_s: z.number(),
@@ -247,6 +249,10 @@ export const cellSchema = z.object({
   pairwise: z.array(z.number().nullable()),
   mrr: z.array(z.number().nullable()),
   ndcg: z.array(z.number().nullable()),
+  /** The highest score of each list, by which an answer may be withheld; null where scores compare inside a list only. */
+  highest: z.array(z.number()).nullable(),
+  /** Wall time of training, scoring and measuring it. */
+  ms: count,
 });
 
 export type Report = z.infer<typeof reportSchema>;

@@ -3,8 +3,8 @@
 import { type LabelledLists, SAFE, type SafeOptions, safeClasses } from "./measures.ts";
 import { hasRefusal, type TextList } from "./text-baselines.ts";
 
-export interface LengthBucket {
-  /** "3-4" */
+/** Some lists. */
+export interface Slice {
   readonly name: string;
   /** Indices of lists. */
   readonly lists: Uint32Array;
@@ -28,13 +28,26 @@ export function withoutRefusal(lists: readonly TextList[]): Uint32Array {
 }
 
 /** All non-empty lists by their number of candidates; empty buckets are left out. */
-export function byLength({ offsets }: Pick<LabelledLists, "offsets">): LengthBucket[] {
-  return BUCKETS.map((from, at): LengthBucket => {
+export function byLength({ offsets }: Pick<LabelledLists, "offsets">): Slice[] {
+  return BUCKETS.map((from, at): Slice => {
     const to = (BUCKETS[at + 1] ?? Number.POSITIVE_INFINITY) - 1;
     const name = to === Number.POSITIVE_INFINITY ? `${from}+` : from === to ? `${from}` : `${from}-${to}`;
     const within = (b: number) => offsets[b + 1] - offsets[b] >= from && offsets[b + 1] - offsets[b] <= to;
     return { name, lists: select(offsets.length - 1, within) };
   }).filter((bucket) => bucket.lists.length > 0);
+}
+
+/**
+ * All slices of a file, by name.
+ * @param texts (B) the lists' texts, where there are any: the slice without refusals needs them
+ * @throws StratumError as `safeClasses`
+ */
+export function slicesOf(data: LabelledLists, texts?: readonly TextList[], options: SafeOptions = {}): Slice[] {
+  return [
+    { name: "exactly one safe", lists: oneSafe(data, options) },
+    ...(texts === undefined ? [] : [{ name: "no refusal phrase", lists: withoutRefusal(texts) }]),
+    ...byLength(data).map(({ name, lists }) => ({ name: `${name} candidate${name === "1" ? "" : "s"}`, lists })),
+  ];
 }
 
 /** The values of a slice's lists. */
