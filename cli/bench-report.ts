@@ -8,7 +8,6 @@ import { measurePeak } from "../engine/bench-peak.ts";
 import { type BenchRow, type Ceilings, withCeilings } from "../engine/bench-row.ts";
 import type { Engine } from "../engine/model.ts";
 import { messageOf, StratumError } from "../errors.ts";
-import { benchPage } from "./bench-page.ts";
 import { NUMBER_COLUMNS, type ReportDocument, ROW_HEADER, rowCells, shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, packageVersion, positiveInteger } from "./common.ts";
 import { formatTable } from "./format.ts";
@@ -204,6 +203,8 @@ export async function finishReport(
     rows,
   };
   if (page !== null) {
+    // Drawing is loaded where there is something to draw: every other start does without.
+    const { benchPage } = await import("./bench-page.ts");
     await page.write(benchPage(document));
     await page.finish();
     note(`page    ${flags.html}`);

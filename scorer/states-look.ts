@@ -36,7 +36,7 @@ export interface LookOptions extends SafeOptions {
   readonly seed?: number | undefined;
   /** Responses to look at, at most (at least one list); default 1000. */
   readonly sample?: number | undefined;
-  /** Responses in a map, at most; default 400. */
+  /** Responses in a map, at most; default 300. */
   readonly points?: number | undefined;
   /** Layers to draw maps of, under the first pooling; default {@link mapLayers}. */
   readonly maps?: readonly number[] | undefined;
@@ -48,7 +48,7 @@ export interface LookOptions extends SafeOptions {
 }
 
 const SAMPLE = 1000;
-const POINTS = 400;
+const POINTS = 300;
 /** So that one of twenty, the true labels or a shuffle of them, is the highest by chance. */
 const SHUFFLES = 19;
 

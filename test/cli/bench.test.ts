@@ -124,9 +124,12 @@ describe("a page", () => {
     expect(dataOf(page)).toEqual(document);
     expect(page).toContain("a &lt;b&gt; &amp; c");
     expect(page).not.toContain("<q>");
-    // A point where operations and bytes are counted, and a row for each.
-    expect([page.match(/<circle/g)?.length, page.match(/<tr id=/g)?.length]).toEqual([1, 2]);
-    expect(page).toMatch(/<polyline class="roof" points="[\d. ,]+"/);
+    // A point where operations and bytes are counted, drawn for a wide screen and a narrow one, and a row for each.
+    expect([page.match(/<a href="#row-1"/g)?.length, page.match(/<tr id=/g)?.length]).toEqual([2, 2]);
+    // The roof: up to the knee, then level.
+    const roof = /<path stroke-width="1.5" stroke="var\(--fore\)" [^>]*d="M([^"]+)"/.exec(page)?.[1]?.split("L") ?? [];
+    const [low, knee, end] = roof.map((place) => Number(place.split(",")[1]));
+    expect([roof.length, low! > knee!, knee === end]).toEqual([3, true, true]);
     expect(page).not.toContain("NaN");
   });
 
