@@ -3,7 +3,7 @@
  * variables `--c0` ... `--c7`, so that one drawing serves light and dark.
  */
 import * as Plot from "@observablehq/plot";
-import { parseHTML } from "linkedom";
+import { DOMParser } from "linkedom";
 import type { Axis, Chart, ChartPoint, LineChart, MatrixChart, PointChart, Series } from "./document.ts";
 
 /** Colours and symbols of series; beyond so many they come again. */
@@ -34,7 +34,8 @@ interface Element {
   remove(): void;
 }
 
-const { document } = parseHTML("<!doctype html><html><body></body></html>");
+// Of XML: only there does linkedom escape what stands in attributes, and names are other people's words.
+const document = new DOMParser().parseFromString('<svg xmlns="http://www.w3.org/2000/svg"/>', "image/svg+xml");
 
 /**
  * A chart alone on its line, twice: `wide` and `narrow`, of which the page's style shows the one that fits.
