@@ -53,7 +53,8 @@ Examples:
 
 A list is a JSON line: {"id": "q1", "instruction": "...", "candidates": [{"text": "..."}, "..."]}
 A ranking is one too: {"id": "q1", "results": [{"index": 1, "relevance_score": 0.83}, ...]}, best first.
-Exit codes: 0 all ranked, 1 some lists failed (their lines say why), 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
+Exit codes: 0 all ranked, 1 some lists failed (their lines say why), 2 usage, 3 environment, 129/130/143 stopped by a signal, 141 the reader of stdout
+is gone.`;
 
 /** Declares the command. */
 export function rankCommand(program: Command): void {

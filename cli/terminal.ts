@@ -10,6 +10,8 @@ export const EXIT = {
   environment: 3,
   hungUp: 129,
   interrupted: 130,
+  /** What a shell shows of a program that SIGPIPE ends. */
+  closedPipe: 141,
   terminated: 143,
 } as const;
 
@@ -44,8 +46,15 @@ export function styled(style: keyof typeof STYLES, text: string, stream: NodeJS.
     : text;
 }
 
-/** Writes an error for people: code, message, fix; no stack trace unless STRATUM_DEBUG is set. */
+/** The reader of stdout has what it wants. */
+const CLOSED_PIPE = "file/closed-pipe";
+
+/**
+ * Writes an error for people: code, message, fix; no stack trace unless STRATUM_DEBUG is set. A pipe that its reader has
+ * closed is told to nobody, as by other programs: `stratum rank lists.jsonl | head` ends quietly.
+ */
 export function reportError(thrown: unknown): void {
+  if (thrown instanceof StratumError && thrown.code === CLOSED_PIPE) return;
   const red = (text: string) => styled("red", text, process.stderr);
   if (thrown instanceof StratumError) {
     process.stderr.write(`${red(`error ${thrown.code}`)}: ${thrown.message}\n  fix: ${thrown.fix}\n`);
@@ -60,6 +69,7 @@ export function reportError(thrown: unknown): void {
 /** The exit code that a failure of the whole command means. */
 export function exitCodeOf(thrown: unknown): number {
   if (!(thrown instanceof StratumError)) return EXIT.environment;
+  if (thrown.code === CLOSED_PIPE) return EXIT.closedPipe;
   const codes = {
     usage: EXIT.usage,
     input: EXIT.someFailed,
@@ -71,7 +81,7 @@ export function exitCodeOf(thrown: unknown): number {
 
 /**
  * Writes to stdout and waits for it.
- * @throws {StratumError} `file/stdout` when the reader is gone or the disk behind it is full
+ * @throws {StratumError} `file/closed-pipe` when the reader is gone, `file/stdout` when the disk behind it is full
  */
 export function writeStdout(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -79,14 +89,19 @@ export function writeStdout(text: string): Promise<void> {
       if (!cause) return resolve();
       const gone = (cause as NodeJS.ErrnoException).code === "EPIPE";
       reject(
-        new StratumError(
-          "file/stdout",
-          gone
-            ? "the reader of stdout closed the pipe: the rest of the output has nowhere to go"
-            : `stdout cannot be written: ${cause.message}`,
-          gone ? "use -o FILE to keep all of it" : "check the free space behind stdout",
-          cause,
-        ),
+        gone
+          ? new StratumError(
+              CLOSED_PIPE,
+              "the reader of stdout closed the pipe",
+              "use -o FILE to keep all of it",
+              cause,
+            )
+          : new StratumError(
+              "file/stdout",
+              `stdout cannot be written: ${cause.message}`,
+              "check the free space behind stdout",
+              cause,
+            ),
       );
     });
   });

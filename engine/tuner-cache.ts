@@ -165,7 +165,8 @@ async function withLock(path: string, step: () => Promise<void>): Promise<void> 
     } catch (cause) {
       if (!(cause instanceof Error && "code" in cause && cause.code === "EEXIST")) throw cause;
       const found = await stat(path).catch(() => undefined);
-      if (found !== undefined && Date.now() - found.mtimeMs > LOCK_MS) await rm(path, { force: true });
+      // A time to come is one before the clock was put back: it would be waited for.
+      if (found !== undefined && Math.abs(Date.now() - found.mtimeMs) > LOCK_MS) await rm(path, { force: true });
       else await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
   }

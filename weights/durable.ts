@@ -4,10 +4,11 @@ import { createReadStream, existsSync } from "node:fs";
 import { mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
+import { isSystemError } from "./json.ts";
 
 /** The end of a temporary name, whatever a writer appends to it. */
-const TEMPORARY = /\.\d+-[0-9a-f]{12}\.partial/;
-/** A week: temporary files this old belong to no process that still runs. */
+const TEMPORARY = /\.(\d+)-[0-9a-f]{12}\.partial/;
+/** A week: temporary files this old belong to no process that still runs, unless the clock has jumped. */
 const STALE_MS = 7 * 24 * 3600 * 1000;
 
 /** A name beside `path` that no other process and no other call uses. */
@@ -23,11 +24,22 @@ export function isTemporaryOf(file: string, name: string): boolean {
 /** Removes what killed processes left in a folder long ago. */
 export async function removeStale(folder: string): Promise<void> {
   for (const name of await readdir(folder).catch(() => [])) {
-    if (!TEMPORARY.test(name)) continue;
+    const pid = TEMPORARY.exec(name)?.[1];
+    if (pid === undefined || !isGone(Number(pid))) continue;
     const path = join(folder, name);
     const found = await stat(path).catch(() => undefined);
     if (found === undefined || Date.now() - found.mtimeMs < STALE_MS) continue;
     await rm(path, { recursive: true, force: true }).catch(() => undefined);
+  }
+}
+
+/** Whether no process of this machine has a number. */
+export function isGone(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return false;
+  } catch (cause) {
+    return isSystemError(cause, "ESRCH");
   }
 }
 

@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { mkdir, open, readFile, rename, rm, stat, utimes } from "node:fs/promises";
 import { hostname } from "node:os";
 import { dirname } from "node:path";
+import { isGone } from "./durable.ts";
 import { onDisk } from "./hub-cache.ts";
 import { isSystemError } from "./json.ts";
 
@@ -64,7 +65,8 @@ async function removeStale(path: string): Promise<boolean> {
   const holder = await holderOf(path);
   const found = await stat(path).catch(() => null);
   if (holder === null || found === null) return true;
-  const old = Date.now() - found.mtimeMs > STALE_MS;
+  // A time to come is one before the clock was put back.
+  const old = Math.abs(Date.now() - found.mtimeMs) > STALE_MS;
   const [pid = "", host] = holder.split(" ");
   if (!old && !(host === hostname() && isGone(Number(pid)))) return false;
   // Renamed first: of several that find it stale, one gets it.
@@ -72,13 +74,4 @@ async function removeStale(path: string): Promise<boolean> {
   await rename(path, aside).catch(() => undefined);
   await rm(aside, { force: true }).catch(() => undefined);
   return true;
-}
-
-function isGone(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return false;
-  } catch (cause) {
-    return isSystemError(cause, "ESRCH");
-  }
 }

@@ -128,6 +128,15 @@ it("does not wait for a writer that was killed", async () => {
   expect((await read()).tiles).toEqual(table(96, 128));
 });
 
+it("does not wait for a lock out of a time to come: the clock was put back", async () => {
+  await writeTuning(HERE, table(96), file);
+  await writeFile(`${file}.lock`, "");
+  const ahead = Date.now() / 1000 + 1e6;
+  await utimes(`${file}.lock`, ahead, ahead);
+  await writeTuning(HERE, table(128), file);
+  expect((await read()).tiles).toEqual(table(96, 128));
+});
+
 it("says where it could not write", async () => {
   await writeFile(join(folder.path, "stratum"), "a file where the folder would be");
   await expect(writeTuning(HERE, table(96), file)).rejects.toMatchObject({ code: "file/write-failed" });
