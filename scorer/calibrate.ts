@@ -12,7 +12,7 @@ import type { FeatureSource } from "./feature-source.ts";
 import type { SafeOptions } from "./measures.ts";
 import { spread } from "./methods.ts";
 import { streamRandom } from "./sampling.ts";
-import { createScorer } from "./scorer.ts";
+import { scoreFeatures } from "./scorer.ts";
 import type { SavedScorer } from "./scorer-file.ts";
 
 /** What a training leaves for the choice of a threshold. */
@@ -79,7 +79,7 @@ export async function calibrateScorer(
   const { source } = found;
   const lists = calibrationLists(found);
   const from = absoluteSafeFrom(source, lists, safeFrom);
-  using scorer = await createScorer(engine, { spec, weights, standardisation: standardise });
-  const scores = spread(source, lists, await scorer.scoreFeatures(source, lists));
+  const made = { spec, weights, standardisation: standardise };
+  const scores = spread(source, lists, await scoreFeatures(engine, made, source, lists));
   return { ...chooseThreshold(firstPlaces(scores, source, lists, from), options), safe_from: from };
 }

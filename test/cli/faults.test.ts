@@ -1,6 +1,7 @@
-/** Commands under faults of the GPU and of the clock: what they write is what they write undisturbed. */
+/** Commands under faults of the GPU, of the clock and of the disk: what they write is what they write undisturbed. */
 import { spawn } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
@@ -143,5 +144,40 @@ describe.skipIf(process.platform === "win32")("a command whose GPU", () => {
     ]);
     const summary = jsonLines(`${found.stderr.split("\n").find((line) => line.startsWith('{"lists"'))}\n`)[0]!;
     expect([Number(summary["seconds"]) >= 0, Number(summary["seconds"]) < 100]).toEqual([true, true]);
+  });
+});
+
+describe.skipIf(process.platform === "win32")("a disk that is full", () => {
+  const FULL_DISK = join(REPOSITORY, "test/support/full-disk.mjs");
+  const onFullDisk = (bytes: number, args: readonly string[]) =>
+    under({ NODE_OPTIONS: `--import=${FULL_DISK}`, FULL_DISK_BYTES: String(bytes) }, args);
+  const small = ["--layer", "0", "--preset", "pointwise", "--width", "8", "--ffn", "16", "--epochs", "4"];
+  const train = (out: string) => run("train", ...small, "--batch-lists", "4", "--checkpoint-every", "5", "-o", at(out));
+
+  it.each([
+    ["rank", ["-o", "disk.jsonl"], 2000, "disk.jsonl.partial"],
+    ["extract", ["--layers", "0", "--tokens", "all", "-o", "disk.safetensors"], 100_000, null],
+  ])("ends %s with a code, and no file has its final name", async (command, [...flags], bytes, left) => {
+    const out = at(flags.pop() as string);
+    const found = await onFullDisk(bytes, run(command, ...flags, out));
+    expect([found.code, errorCodes(found.stderr)]).toEqual([3, ["file/write-failed"]]);
+    expect(found.stderr).toMatch(/could not be written: ENOSPC/);
+    expect(found.stderr).not.toMatch(STACK_FRAME);
+    const own = readdirSync(folder.path).filter((name) => name.startsWith("disk."));
+    expect(own).toEqual(left === null ? [] : [left]);
+    for (const name of own) await rm(at(name));
+  });
+
+  it("ends a training with its last checkpoint whole: resumed, it gives the scorer of a run that had room", async () => {
+    expect((await stratum(train("roomy"))).code).toBe(0);
+    const checkpoint = statSync(at("roomy/checkpoint.safetensors")).size;
+    // Each is written twice, its body first: room for two of them, and a part of the third.
+    const found = await onFullDisk(5 * checkpoint, train("cramped"));
+    expect([found.code, errorCodes(found.stderr)]).toEqual([3, ["file/write-failed"]]);
+    expect(readdirSync(at("cramped"))).toEqual(["checkpoint.safetensors"]);
+    const resumed = await stratum([...train("cramped"), "--resume"]);
+    expect([resumed.code, /resumed after 5/.test(resumed.stderr)]).toEqual([0, true]);
+    for (const file of ["scorer.safetensors", "last.safetensors"])
+      expect([file, bytes(join("cramped", file)) === bytes(join("roomy", file))]).toEqual([file, true]);
   });
 });
