@@ -21,8 +21,9 @@ export interface SoakSample {
   /** Bytes of buffers and textures on the GPU while no ranker is open: the weights'. */
   readonly live: number;
   readonly buffers: number;
-  /** Of the round: of one list, on average. */
+  /** Of the round, of one list on average: what passed, and what this process computed meanwhile. */
   readonly msPerList: number;
+  readonly cpuMsPerList: number;
   /** The device was lost in this round: its time tells nothing. */
   readonly lost: boolean;
 }
@@ -57,9 +58,13 @@ function mixedLists(seed: number, count: number): ListLine[] {
 
 /**
  * Ranks for so many seconds.
- * @param loseEvery rounds between two losses of the device; 0: it is never lost
+ * @param losesIn whether the device is lost in a round
  */
-export async function soak(seconds: number, loseEvery: number, onSample?: (sample: SoakSample) => void): Promise<Soak> {
+export async function soak(
+  seconds: number,
+  losesIn: (round: number, seconds: number) => boolean,
+  onSample?: (sample: SoakSample) => void,
+): Promise<Soak> {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;
   await using tiny = await writeTinyTextModel({ layers: 1 });
@@ -81,9 +86,9 @@ export async function soak(seconds: number, loseEvery: number, onSample?: (sampl
   let wanted: string | undefined;
   const begin = performance.now();
   for (let round = 0; performance.now() - begin < 1000 * seconds; round++) {
-    const lost = loseEvery > 0 && round % loseEvery === loseEvery - 1;
+    const lost = losesIn(round, (performance.now() - begin) / 1000);
     const records: unknown[] = [];
-    const from = performance.now();
+    const [from, cpu] = [performance.now(), process.cpuUsage()];
     for (const options of ways) {
       using ranker = await createRanker(model, options);
       for await (const { record } of ranker.rank(source())) {
@@ -92,6 +97,7 @@ export async function soak(seconds: number, loseEvery: number, onSample?: (sampl
       }
     }
     const msPerList = (performance.now() - from) / records.length;
+    const { user, system } = process.cpuUsage(cpu);
     const text = JSON.stringify(records);
     wanted ??= text;
     if (text !== wanted) different++;
@@ -99,14 +105,9 @@ export async function soak(seconds: number, loseEvery: number, onSample?: (sampl
     collect();
     const { liveBytes: live, liveBuffers } = engine.device;
     const { rss } = process.memoryUsage();
-    const sample = {
-      seconds: (performance.now() - begin) / 1000,
-      rss,
-      live,
-      buffers: liveBuffers.length,
-      msPerList,
-      lost,
-    };
+    const at = { seconds: (performance.now() - begin) / 1000, lost };
+    const cpuMsPerList = (user + system) / 1000 / records.length;
+    const sample = { ...at, rss, live, buffers: liveBuffers.length, msPerList, cpuMsPerList };
     samples.push(sample);
     onSample?.(sample);
   }
