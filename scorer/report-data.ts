@@ -205,11 +205,15 @@ const sliceSchema = z.object({
   rows: z.array(z.object({ method: z.string(), ...place, top1: maybeEstimate, pairwise: maybeEstimate })),
 });
 
-/** Answers withheld below a score, against the error among those given. */
+/**
+ * Answers withheld below a score, against the error among those given: a scorer's under one seed, over the measured lists.
+ * All of these hold a safe candidate; what a list without one comes to, `stratum eval` shows.
+ */
 const coverageSchema = z.object({
   method: z.string(),
   ...statePlace,
   seed: z.number().int(),
+  /** From the strictest threshold on. Coverage: answered lists as a share of all; error: wrong ones as a share of these. */
   curve: z.array(z.object({ threshold: z.number(), coverage: z.number(), error: z.number() })),
 });
 
@@ -230,6 +234,7 @@ export const reportSchema = z.object({
   transfer: transferSchema.nullable(),
   slices: z.array(sliceSchema),
   states: statesSchema.nullable(),
+  /** Of every pointwise scorer at its best place; null without one. */
   coverage: z.array(coverageSchema).nullable(),
 });
 

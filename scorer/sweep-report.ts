@@ -14,7 +14,7 @@ import type { ReportStates } from "./states-data.ts";
 import type { SweepFile } from "./sweep.ts";
 import { writeWhole } from "./sweep-journal.ts";
 import { recommend, timeOf } from "./sweep-recommend.ts";
-import { summariseRows, summariseSlices, summariseTransfer } from "./sweep-summary.ts";
+import { summariseCoverage, summariseRows, summariseSlices, summariseTransfer } from "./sweep-summary.ts";
 
 /** What a report is made of. */
 export interface SweepFindings {
@@ -59,7 +59,7 @@ export function makeReport(findings: SweepFindings): Report {
           ),
     slices: summariseSlices(own, main, draws, run.options.safe_from ?? undefined),
     states,
-    coverage: null,
+    coverage: summariseCoverage(own, methods, keysOf),
   };
 }
 

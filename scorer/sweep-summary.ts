@@ -1,6 +1,15 @@
 /** From a sweep's cells to what a report says of them: rows over seeds, slices, transfer, paired differences. */
+import { coverageCurve, thinned } from "./abstain.ts";
 import { type BootstrapOptions, bootstrapDifference, bootstrapMean, type Estimate } from "./bootstrap.ts";
-import type { ReportCell, ReportDifference, ReportRow, ReportSlice, ReportTransfer } from "./report-data.ts";
+import type {
+  ReportCell,
+  ReportCoverage,
+  ReportDifference,
+  ReportMethod,
+  ReportRow,
+  ReportSlice,
+  ReportTransfer,
+} from "./report-data.ts";
 import { type Slice, slicesOf } from "./slices.ts";
 import type { SweepFile } from "./sweep.ts";
 
@@ -155,4 +164,41 @@ export function summariseTransfer(
     };
   });
   return { trained: [...trained], measured: [...measured], rows };
+}
+
+/** Points of a curve, at most. */
+const CURVE_POINTS = 60;
+
+/**
+ * Coverage against error of every pointwise scorer, at the place where its top-1 is highest.
+ * @param cells of one file that is trained on and measured
+ * @returns null without such a scorer
+ */
+export function summariseCoverage(
+  cells: readonly ReportCell[],
+  methods: readonly ReportMethod[],
+  keysOf: KeysOf,
+): ReportCoverage[] | null {
+  const groups = groupCells(cells);
+  const found = methods
+    .filter(({ kind, pointwise }) => kind === "scorer" && pointwise)
+    .flatMap(({ name }) => {
+      const mean = (own: readonly ReportCell[]) => estimateOf(own, "top1", keysOf, { samples: 1 })?.mean ?? 0;
+      const own = groups.filter(([{ method }]) => method === name);
+      return own.length === 0 ? [] : own.reduce((top, each) => (mean(each) > mean(top) ? each : top));
+    });
+  const curves = found.flatMap(({ method, layers, pooling, seed, highest, top1 }): ReportCoverage[] => {
+    if (layers === null || pooling === null || highest === null) return [];
+    const counted = [...top1.keys()].filter((i) => top1[i] !== null);
+    // A tie in the first place counts as wrong where any of the tied is: which one is shown is chance.
+    const places = {
+      best: Float32Array.from(counted, (i) => highest[i]),
+      wrong: Uint8Array.from(counted, (i) => ((top1[i] ?? 0) < 1 ? 1 : 0)),
+    };
+    const curve = thinned(coverageCurve(places), CURVE_POINTS).flatMap(({ threshold, coverage, error }) =>
+      error === null ? [] : [{ threshold, coverage, error }],
+    );
+    return [{ method, layers, pooling, seed, curve }];
+  });
+  return curves.length === 0 ? null : curves;
 }

@@ -18,6 +18,7 @@ import {
 } from "../../scorer/sweep.ts";
 import { kneeOf } from "../../scorer/sweep-recommend.ts";
 import { makeReport, reportCsv } from "../../scorer/sweep-report.ts";
+import { summariseCoverage } from "../../scorer/sweep-summary.ts";
 import { plantedLists } from "../support/planted.ts";
 
 /** No scorer is trained here, so that nothing asks for a device. */
@@ -413,6 +414,44 @@ describe("the knee", () => {
     expect(kneeOf([point(0, 0.5), point(8, 0.52), point(10, 0.7)])).toBeNull();
     expect(kneeOf([point(0, 0.5), point(10, 0.7)])).toBeNull();
   });
+});
+
+it("tells coverage against error of a pointwise scorer, seed by seed, at its best place", () => {
+  const hits = [1, 1, 0, 0.5];
+  const cell = (layer: number, seed: number, top1: number[], highest: number[]): ReportCell => ({
+    ...{ method: "scorer (pointwise)", pointwise: true, layers: [layer], pooling: "last", seed },
+    ...{
+      trained: "a",
+      measured: "a",
+      lists: [0, 1, 2, 3],
+      top1,
+      pairwise: top1,
+      mrr: top1,
+      ndcg: top1,
+      highest,
+      ms: 1,
+    },
+  });
+  const methods = [{ name: "scorer (pointwise)", kind: "scorer", pointwise: true }] as const;
+  const cells = [
+    cell(1, 0, [0, 0, 0, 1], [1, 2, 3, 4]),
+    cell(2, 0, hits, [4, 3, 2, 1]),
+    cell(2, 1, hits, [1, 2, 3, 3]),
+  ];
+  const keysOf = new Map([["a", ["w", "x", "y", "z"]]]);
+  const found = summariseCoverage(cells, methods, keysOf)!;
+  expect(found.map(({ layers, seed }) => [layers, seed])).toEqual([
+    [[2], 0],
+    [[2], 1],
+  ]);
+  expect(found[0]!.curve).toEqual([
+    { threshold: 4, coverage: 0.25, error: 0 },
+    { threshold: 3, coverage: 0.5, error: 0 },
+    { threshold: 2, coverage: 0.75, error: 1 / 3 },
+    { threshold: 1, coverage: 1, error: 0.5 },
+  ]);
+  expect(found[1]!.curve.map(({ error }) => error)).toEqual([1, 2 / 3, 0.5]);
+  expect(summariseCoverage(cells, [], keysOf)).toBeNull();
 });
 
 it("writes rows as CSV that a spreadsheet reads", async () => {
