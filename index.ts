@@ -22,7 +22,8 @@ export {
   WEIGHT_FORMS,
   type WeightForm,
 } from "./engine/decoder.ts";
-export type { Device, DeviceInfo, DeviceLimits } from "./engine/device.ts";
+export type { Device } from "./engine/device.ts";
+export type { DeviceInfo, DeviceLimits } from "./engine/device-info.ts";
 export { SUPPORTED_MODEL_TYPES } from "./engine/family.ts";
 export { fingerprint } from "./engine/fingerprint.ts";
 export {

@@ -63,7 +63,7 @@ export function extractCommand(program: Command): void {
     )
     .option("--part-size <bytes>", "begin another numbered part past this size", byteSize, 4 * 1024 ** 3)
     .addHelpText("after", EXAMPLES);
-  addRunOptions(command, "a JSON summary as the last line on stderr").action(
+  addRunOptions(command, "a JSON summary at the end, on stderr, before a profile's").action(
     async (lines: string, flags: ExtractFlags) => {
       process.exitCode = await runExtract(lines, flags);
     },

@@ -1,7 +1,7 @@
 /** `stratum inspect`: what a model is, and what a run to a layer would read and hold. No GPU is touched. */
 import type { Command } from "commander";
 import { type BlockSpec, type ModelSpec, tensorsTo, type WeightForm } from "../engine/decoder.ts";
-import type { DeviceLimits } from "../engine/device.ts";
+import type { DeviceLimits } from "../engine/device-info.ts";
 import { resolveLayers } from "../engine/layers.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { DEFAULT_BATCH_TOKENS, planRun } from "../engine/plan.ts";

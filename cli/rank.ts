@@ -83,13 +83,14 @@ export function rankCommand(program: Command): void {
     )
     .option("--dry-run", "say what it would take: tokens, time, memory")
     .addHelpText("after", EXAMPLES);
-  addRunOptions(command, "a JSON summary as the last line on stderr (with --dry-run: the estimate on stdout)").action(
-    async (lists: string | undefined, flags: RankFlags) => {
-      const { pooling, ...rest } = flags;
-      const asked = command.getOptionValueSource("pooling") === "cli" && pooling !== undefined;
-      process.exitCode = await runRank(lists, asked ? { ...rest, pooling } : rest);
-    },
-  );
+  addRunOptions(
+    command,
+    "a JSON summary at the end, on stderr, before a profile's (with --dry-run: the estimate on stdout)",
+  ).action(async (lists: string | undefined, flags: RankFlags) => {
+    const { pooling, ...rest } = flags;
+    const asked = command.getOptionValueSource("pooling") === "cli" && pooling !== undefined;
+    process.exitCode = await runRank(lists, asked ? { ...rest, pooling } : rest);
+  });
 }
 
 /** A threshold of scores, or `auto`. */

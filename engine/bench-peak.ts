@@ -2,7 +2,6 @@
  * The measured ceilings of an adapter: multiply-adds in registers, memory, loads. Several forms of each are tried and
  * the fastest counts, as what an adapter can do is what its best kernel does.
  */
-import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import {
   fmasPerRound,
   LOAD_ROWS,
@@ -15,7 +14,7 @@ import {
   peakFma,
   peakLoad,
   peakRead,
-  peakTextureText,
+  peakTextureLoad,
   streamWords,
 } from "../kernels/peak.ts";
 import { seededRandom } from "../kernels/random.ts";
@@ -205,72 +204,23 @@ function loadTable(width: number): Float32Array<ArrayBuffer> {
   return Float32Array.from({ length: LOAD_TABLE * width }, seededRandom(1));
 }
 
-const TEXTURE_USAGE = 0x04 | 0x02; // TEXTURE_BINDING | COPY_DST
+/** Rows of it as words, each the same. */
+function textureTable(): Uint32Array<ArrayBuffer> {
+  const row = new Uint32Array(loadTable(4).buffer);
+  const table = new Uint32Array(LOAD_ROWS * row.length);
+  for (let y = 0; y < LOAD_ROWS; y++) table.set(row, y * row.length);
+  return table;
+}
 
 function textureForms(engine: Engine): Form[] {
   return [32, 64, 256].map((lanes) => ({
     variant: `rgba32uint, ${lanes} lanes`,
-    open: async () => withRounds(await openTextureLoads(engine, lanes, LANES / lanes), LOAD_UNROLL * LANES),
+    async open() {
+      const buffers = { x: textureTable(), out: 4 * LANES };
+      const prepared = await prepareKernel(engine, peakTextureLoad(lanes), buffers, LANES / lanes);
+      return await withRounds(prepared, LOAD_UNROLL * LANES);
+    },
   }));
-}
-
-/**
- * The texture form of `peakLoad`, ready to run.
- * @param workgroups rows of the dispatch
- */
-export async function openTextureLoads(engine: Engine, lanes: number, workgroups: number): Promise<PreparedKernel> {
-  const { device } = engine;
-  const module = device.gpu.createShaderModule({ code: peakTextureText(lanes) });
-  const pipeline = await device.gpu.createComputePipelineAsync({
-    layout: "auto",
-    compute: { module, entryPoint: "main" },
-  });
-  const texture = device.gpu.createTexture({
-    size: [LOAD_TABLE, LOAD_ROWS],
-    format: "rgba32uint",
-    usage: TEXTURE_USAGE,
-  });
-  const row = loadTable(4);
-  for (let y = 0; y < LOAD_ROWS; y++)
-    device.gpu.queue.writeTexture({ texture, origin: [0, y] }, row, {}, [LOAD_TABLE, 1]);
-  const owned = ownedBuffers(engine);
-  const out = owned.add("out", 4 * lanes * workgroups);
-  const params = owned.add("params", PARAMS_BYTES, "uniform");
-  const group = device.gpu.createBindGroup({
-    layout: pipeline.getBindGroupLayout(0),
-    entries: [texture.createView(), { buffer: out.gpu }, { buffer: params.gpu }].map((resource, binding) => ({
-      binding,
-      resource,
-    })),
-  });
-  return {
-    setOffset: (rounds) => device.write(params, Uint32Array.of(workgroups, rounds, 0, 0)),
-    async read() {
-      const staging = device.createBuffer("readback", out.size, "readback");
-      try {
-        return await device.read(out, out.size, staging);
-      } finally {
-        staging.destroy();
-      }
-    },
-    // Its texture is no buffer that a recorder binds.
-    async run(times) {
-      const begin = performance.now();
-      const encoder = device.gpu.createCommandEncoder();
-      const pass = encoder.beginComputePass();
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, group);
-      for (let i = 0; i < times; i++) pass.dispatchWorkgroups(workgroups);
-      pass.end();
-      device.submit(encoder);
-      await device.idle();
-      return performance.now() - begin;
-    },
-    [Symbol.dispose]() {
-      texture.destroy();
-      owned[Symbol.dispose]();
-    },
-  };
 }
 
 /** Forms whose first rate is within this of the best are timed again, beside it. */

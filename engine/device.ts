@@ -5,46 +5,11 @@
  */
 import { messageOf, StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
-import type { AdapterTrial } from "./adapter.ts";
 import { fromGpuError, lostError, outOfMemory } from "./device-errors.ts";
+import type { DeviceInfo } from "./device-info.ts";
 import type { FaultKind, Faults } from "./faults.ts";
 import { type ProfileClock, Profiler } from "./profiler.ts";
 import { Watchdog } from "./watchdog.ts";
-
-/** The limits that the kernels and the planner look at; each is asked for at the adapter's own value. */
-export const LIMITS = [
-  "maxBufferSize",
-  "maxStorageBufferBindingSize",
-  "maxStorageBuffersPerShaderStage",
-  "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup",
-  "maxComputeWorkgroupSizeX",
-  "maxComputeWorkgroupsPerDimension",
-  "maxTextureDimension2D",
-] as const;
-
-export type DeviceLimits = Readonly<Record<(typeof LIMITS)[number], number>>;
-
-/** Features that are told of; the kernels use the first, and `bench peak` the second. */
-export const FEATURES = ["subgroups", "shader-f16", "timestamp-query"] as const;
-export type DeviceFeature = (typeof FEATURES)[number];
-
-export interface DeviceInfo {
-  /** The adapter's own name, e.g. `SwiftShader driver 5.0.0`. */
-  readonly name: string;
-  /** Everything that the driver says of itself and of what it drives: another driver or its next version says something else. */
-  readonly identity: string;
-  readonly vendor: string;
-  readonly architecture: string;
-  readonly source: "system" | "embedded";
-  /** True for a software adapter. */
-  readonly software: boolean;
-  readonly trials: readonly AdapterTrial[];
-  readonly features: readonly DeviceFeature[];
-  readonly limits: DeviceLimits;
-  /** Lanes a subgroup, 0 where the adapter has no subgroups or does not fix their size. */
-  readonly subgroupSize: number;
-}
 
 /** Memory that its device counts. */
 interface DeviceMemory {
@@ -108,7 +73,6 @@ export class Device {
   #failure: StratumError | undefined;
   /** Buffers that a fault has found no memory for since {@link allocating} began; null outside of it. */
   #refused: string[] | null = null;
-  #hung = false;
   #disposed = false;
 
   constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, options: DeviceOptions = {}) {
@@ -205,7 +169,7 @@ export class Device {
 
   async #renew(): Promise<void> {
     const { again } = this.#options;
-    if (this.#disposed || this.#hung || again === undefined) this.check();
+    if (this.#disposed || this.#watchdog.stalled !== undefined || again === undefined) this.check();
     if (again === undefined) return;
     this.#live.clear();
     this.#gpu.destroy();
@@ -371,30 +335,21 @@ export class Device {
     const commands = encoder.finish();
     if (fault !== null) this.#suffer(fault);
     if (fault !== "submit-out-of-memory") queue.submit([commands]);
-    this.#watchdog.submitted(flops, () => this.#ending(queue.onSubmittedWorkDone()));
+    this.#watchdog.submitted(flops, () => queue.onSubmittedWorkDone());
   }
 
   #suffer(fault: FaultKind): void {
     if (fault === "device-lost") this.#gpu.destroy();
-    else if (fault === "hang") this.#hung = true;
+    else if (fault === "hang") this.#watchdog.hang();
     else this.#latch(outOfMemory("a submission: a fault on purpose"));
   }
 
-  /** An end that never comes where the device was made to hang. */
-  #ending<T>(ending: Promise<T>): Promise<T> {
-    return this.#hung ? new Promise(() => undefined) : ending;
-  }
-
-  /** Waits for the GPU. @throws {StratumError} `device/stalled` */
+  /** Waits for the GPU. @throws {StratumError} `device/stalled`, which stays */
   async #wait<T>(ending: Promise<T>): Promise<T> {
     try {
-      return await this.#watchdog.wait(this.#ending(ending));
+      return await this.#watchdog.wait(ending);
     } catch (cause) {
-      if (cause instanceof StratumError && cause.code === "device/stalled") {
-        this.#hung = true;
-        this.#latch(cause);
-        throw cause;
-      }
+      if (this.#watchdog.stalled !== undefined) this.#latch(this.#watchdog.stalled);
       throw cause;
     }
   }
@@ -428,7 +383,7 @@ export class Device {
     try {
       await this.span("read back", () => this.#wait(staging.gpu.mapAsync(0x01, 0, size)));
     } catch (cause) {
-      if (!this.#hung) await gpu.queue.onSubmittedWorkDone().catch(() => undefined);
+      if (this.#watchdog.stalled === undefined) await gpu.queue.onSubmittedWorkDone().catch(() => undefined);
       this.checkOwn(source);
       throw new StratumError(
         "device/read-failed",
@@ -449,7 +404,7 @@ export class Device {
     this.#disposed = true;
     this.profiler?.[Symbol.dispose]();
     // A device that hangs would be waited for, by whatever destroys it.
-    if (!this.#hung) {
+    if (this.#watchdog.stalled === undefined) {
       for (const memory of this.#live) memory.destroy();
       this.#gpu.destroy();
     }

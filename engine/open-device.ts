@@ -2,7 +2,8 @@
 /** Opens a device: the one place that asks for limits and features. */
 import { StratumError } from "../errors.ts";
 import { type AdapterChoice, adapterName, openAdapter } from "./adapter.ts";
-import { Device, type DeviceInfo, type DeviceLimits, FEATURES, LIMITS } from "./device.ts";
+import { Device } from "./device.ts";
+import { type DeviceInfo, type DeviceLimits, FEATURES, LIMITS } from "./device-info.ts";
 import { parseFaults } from "./faults.ts";
 import type { ProfileClock } from "./profiler.ts";
 import { patienceOf } from "./watchdog.ts";

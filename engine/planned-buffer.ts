@@ -1,7 +1,8 @@
 /** Buffers before they are made: their sizes, and whether an adapter holds them. */
 import { StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
-import type { BufferUse, Device, DeviceBuffer, DeviceLimits, DeviceTexture, TextureFormat } from "./device.ts";
+import type { BufferUse, Device, DeviceBuffer, DeviceTexture, TextureFormat } from "./device.ts";
+import type { DeviceLimits } from "./device-info.ts";
 
 export interface PlannedBuffer {
   readonly label: string;

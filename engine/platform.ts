@@ -3,7 +3,7 @@
 import { type AttentionTile, attentionTile } from "../kernels/attention.ts";
 import type { Target } from "../kernels/kernel.ts";
 import { type MatmulShape, type MatmulTile, matmulTile } from "../kernels/matmul.ts";
-import type { DeviceLimits } from "./device.ts";
+import type { DeviceLimits } from "./device-info.ts";
 import type { Engine } from "./model.ts";
 import { tileKey } from "./tiles.ts";
 

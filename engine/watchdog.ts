@@ -45,10 +45,22 @@ export class Watchdog {
   readonly #waiting = new Set<(stalled: StratumError) => void>();
   #unmarked = 0;
   #ticks = 0;
+  #hangs = false;
+  #stalled: StratumError | undefined;
   #timer: NodeJS.Timeout | undefined;
 
   constructor(options: WatchdogOptions) {
     this.#options = options;
+  }
+
+  /** What was said once nothing ended any more: whoever waits for this GPU, waits for ever. */
+  get stalled(): StratumError | undefined {
+    return this.#stalled;
+  }
+
+  /** From now on nothing ends, for tests. */
+  hang(): void {
+    this.#hangs = true;
   }
 
   /** Counts a submission. @param done gives the end of all that was submitted so far; asked now and then */
@@ -61,7 +73,8 @@ export class Watchdog {
    * Waits for something that ends when all that was submitted has.
    * @throws {StratumError} `device/stalled`, and what the wait ends with
    */
-  async wait<T>(ending: Promise<T>): Promise<T> {
+  async wait<T>(given: Promise<T>): Promise<T> {
+    const ending = this.#hangs ? new Promise<never>(() => undefined) : given;
     this.#mark(ending);
     let stop: ((stalled: StratumError) => void) | undefined;
     const stalled = new Promise<never>((_, reject) => {
@@ -100,11 +113,11 @@ export class Watchdog {
     const flops = this.#marks[0]?.flops ?? 0;
     const patience = seconds + flops / SLOWEST_FLOPS[software ? "software" : "hardware"];
     if (this.#ticks * TICK_MS < 1000 * patience) return;
-    const stalled = new StratumError(
+    this.#stalled = new StratumError(
       "device/stalled",
       `the GPU has ended nothing of what it was given for ${Math.round(patience)} s (${flops.toExponential(1)} operations)`,
       "run the command again, on another adapter if it recurs; where the adapter is only slow, raise STRATUM_GPU_TIMEOUT (seconds)",
     );
-    for (const stop of [...this.#waiting]) stop(stalled);
+    for (const stop of [...this.#waiting]) stop(this.#stalled);
   }
 }

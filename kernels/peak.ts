@@ -244,18 +244,24 @@ export function peakLoad(variant: PeakLoadVariant): Kernel {
 }
 
 /**
- * WGSL of the same loads out of a texture (an rgba32uint texel holds the bits of a vec4<f32>): bindings 0 the texture of
- * `LOAD_TABLE` x `LOAD_ROWS` texels, 1 `out`, 2 `params`.
+ * The same loads out of a texture of `LOAD_ROWS` rows, whose texels hold the bits of a vec4<f32> each. Rows: workgroups;
+ * `params.offset`: rounds.
  */
-export function peakTextureText(lanes: number): string {
-  const declarations = `@group(0) @binding(0) var x: texture_2d<u32>; // (${LOAD_ROWS}, ${LOAD_TABLE})
-@group(0) @binding(1) var<storage, read_write> out: array<f32>; // (R, lanes)
-@group(0) @binding(2) var<uniform> params: Params; // (2)`;
-  return loadText(
-    { element: "vec4<f32>", lanes },
-    declarations,
-    "bitcast<vec4<f32>>(textureLoad(x, vec2<u32>(AT, ROW), 0))",
-  );
+export function peakTextureLoad(lanes: number): Kernel {
+  const bindings: readonly Binding[] = [
+    { name: "x", access: "texture", type: "texture_2d<u32>", shape: ["rows", "table"], texels: LOAD_TABLE },
+    { name: "out", access: "read_write", type: "array<f32>", shape: ["R", "lanes"] },
+    PARAMS,
+  ];
+  const texel = "bitcast<vec4<f32>>(textureLoad(x, vec2<u32>(AT, ROW), 0))";
+  return {
+    name: "peakTextureLoad",
+    key: kernelKey("peakTextureLoad", { lanes }),
+    wgsl: loadText({ element: "vec4<f32>", lanes }, declareBindings(bindings), texel),
+    bindings,
+    subgroups: false,
+    grid: flatGrid,
+  };
 }
 
 /** CPU twin of `peakLoad` and of its texture form, whose table has `rows` rows. */

@@ -2,7 +2,8 @@
  * One optimisation step after another on the GPU: weights, gradients, moments and features stay there; what comes back
  * is a row of the log every few steps.
  */
-import type { DeviceBuffer, DeviceLimits } from "../engine/device.ts";
+import type { DeviceBuffer } from "../engine/device.ts";
+import type { DeviceLimits } from "../engine/device-info.ts";
 import type { Engine } from "../engine/model.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";
 import { Recorder } from "../engine/recorder.ts";

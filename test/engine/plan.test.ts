@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MIN_SEQUENCE_ROWS } from "../../engine/batch.ts";
 import { MATRIX_ROLES } from "../../engine/decoder.ts";
-import type { DeviceLimits } from "../../engine/device.ts";
+import type { DeviceLimits } from "../../engine/device-info.ts";
 import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import { batchBudget, DEFAULT_BATCH_TOKENS, planRun, planWorkspace } from "../../engine/plan.ts";
 import { checkPlan, sumBytes } from "../../engine/planned-buffer.ts";

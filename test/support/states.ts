@@ -1,6 +1,7 @@
 /** Runs of the engine as tests look at them: states by sequence, not by packed row. */
 import { type Batch, type PackOptions, packBatches, rowOf, type SequenceGroup } from "../../engine/batch.ts";
-import { Device, type DeviceLimits } from "../../engine/device.ts";
+import { Device } from "../../engine/device.ts";
+import type { DeviceLimits } from "../../engine/device-info.ts";
 import type { Engine, LoadedModel } from "../../engine/model.ts";
 import { createRunner, type Runner } from "../../engine/runner.ts";
 import { seededRandom } from "../../kernels/random.ts";
