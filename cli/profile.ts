@@ -80,11 +80,11 @@ export function profileLines(report: ProfileReport): string[] {
   const restMs = rest.reduce((sum, { ms }) => sum + ms, 0);
   const clock = {
     gpu: "timestamps of the GPU",
-    host: `the host's clock, one dispatch at a time, ${(report.floor_ms ?? 0).toFixed(2)} ms of each on the way`,
+    host: `the host's clock, one at a time, ${(report.floor_ms ?? 0).toFixed(2)} ms of each on the way`,
   }[report.clock];
   return [
     "",
-    `profile ${report.adapter}: ${formatCount(report.calls)} dispatches took ${report.gpu_ms.toFixed(1)} ms of ${report.wall_ms.toFixed(1)} ms (${clock})${report.untimed > 0 ? `; ${formatCount(report.untimed)} without a time` : ""}`,
+    `profile ${report.adapter}: ${formatCount(report.calls)} dispatches and copies took ${report.gpu_ms.toFixed(1)} ms of ${report.wall_ms.toFixed(1)} ms (${clock})${report.untimed > 0 ? `; ${formatCount(report.untimed)} without a time` : ""}`,
     "",
     formatTable(
       ["kernel", "role", "variant", ...RATE_HEADER],

@@ -1,9 +1,9 @@
 /// <reference types="@webgpu/types" />
 /**
- * Where the time goes: every dispatch with its time on the GPU, and what the host does meanwhile. A device has a profiler
+ * Where the time goes: every dispatch and copy with its time on the GPU, and what the host does meanwhile. A device has a profiler
  * from its opening on, or none; then nothing is measured, and nothing costs anything.
  *
- * Two clocks: `gpu`, timestamps around every dispatch in a pass of its own; `host`, where the adapter has none, the time
+ * Two clocks: `gpu`, timestamps around every dispatch in a pass of its own, or of empty passes around a copy; `host`, where the adapter has none, the time
  * from the submission of a dispatch alone to its end. The second includes the way there and back (see `floorMs`), and
  * nothing overlaps any more. Neither changes a bit of a result: the same kernels run in the same order.
  */
@@ -19,9 +19,10 @@ import {
 
 export type ProfileClock = "gpu" | "host";
 
-/** A dispatch before it is timed. */
+/** A dispatch or a copy before it is timed. */
 export interface Call {
-  readonly kernel: Kernel;
+  /** For a copy, what is called so in its place. */
+  readonly kernel: Pick<Kernel, "name" | "key">;
   /** Its part in the scope, such as `query`. */
   readonly role: string;
   /** What it belongs to, such as `layer 3`. */
@@ -45,7 +46,7 @@ export interface Span {
 
 /** Sums of the calls with equal kernel, role and scope. */
 export interface CallSum {
-  readonly kernel: Kernel;
+  readonly kernel: Call["kernel"];
   readonly role: string;
   readonly scope: string;
   calls: number;

@@ -15,10 +15,13 @@ export interface DispatchNote {
   readonly extent?: Extent | undefined;
 }
 
-/** A command that waits for {@link Recorder.submit}, where each dispatch is timed by the host's clock. */
+/** What is not a kernel's, by the names that a profile gives it. */
+const COPY: Call["kernel"] = { name: "copy", key: "copy{}" };
+const CLEAR: Call["kernel"] = { name: "clear", key: "clear{}" };
+
+/** A command that waits for {@link Recorder.submit}, where each is timed by the host's clock. */
 interface Step {
-  /** Null: a copy or a clearing, which is not timed. */
-  readonly call: Call | null;
+  readonly call: Call;
   readonly encode: (encoder: GPUCommandEncoder) => void;
 }
 
@@ -96,15 +99,24 @@ export class Recorder {
 
   /** A pass of its own, between two timestamps. */
   #timed(profiler: Profiler, call: Call, encode: (pass: GPUComputePassEncoder) => void): void {
+    // First: it may end the command buffer.
+    const writes = this.#timestampsFor(profiler);
+    inPass(this.#commands(), writes, encode);
+    this.#calls.push(call);
+  }
+
+  /** Where the next call's timestamps go. */
+  #timestampsFor(profiler: Profiler): Required<GPUComputePassTimestampWrites> {
     if (this.#calls.length === SET_CALLS) this.#flush();
     this.#timestamps ??= profiler.take();
-    inPass(this.#commands(), timestampWrites(this.#timestamps, this.#calls.length), encode);
-    this.#calls.push(call);
+    return timestampWrites(this.#timestamps, this.#calls.length);
   }
 
   /** Copies `bytes` bytes from an offset to an offset, multiples of 4. */
   copy(from: DeviceBuffer, fromOffset: number, to: DeviceBuffer, toOffset: number, bytes: number): void {
-    this.#command((encoder) => encoder.copyBufferToBuffer(from.gpu, fromOffset, to.gpu, toOffset, bytes));
+    const copy = (encoder: GPUCommandEncoder) =>
+      encoder.copyBufferToBuffer(from.gpu, fromOffset, to.gpu, toOffset, bytes);
+    this.#command(COPY, `${from.label} to ${to.label}`, 2 * bytes, copy);
   }
 
   /**
@@ -119,7 +131,8 @@ export class Recorder {
       if (width === 0 || height === 0) return;
       const source = { buffer: from.gpu, offset: row * bytesPerRow, bytesPerRow };
       const target = { texture: to.texture, origin: [0, row] };
-      this.#command((encoder) => encoder.copyBufferToTexture(source, target, [width, height]));
+      const command = (encoder: GPUCommandEncoder) => encoder.copyBufferToTexture(source, target, [width, height]);
+      this.#command(COPY, `${from.label} to ${to.label}`, 2 * TEXEL_BYTES * width * height, command);
     };
     copy(0, to.width, full);
     copy(full, rest, 1);
@@ -127,16 +140,29 @@ export class Recorder {
 
   /** Fills a buffer with zeros. */
   clear(buffer: DeviceBuffer): void {
-    this.#command((encoder) => encoder.clearBuffer(buffer.gpu));
+    this.#command(CLEAR, buffer.label, buffer.size, (encoder) => encoder.clearBuffer(buffer.gpu));
   }
 
-  #command(encode: (encoder: GPUCommandEncoder) => void): void {
-    if (this.#device.profiler?.clock === "host") {
-      this.#steps.push({ call: null, encode });
+  /** @param bytes read and written together */
+  #command(kernel: Call["kernel"], role: string, bytes: number, encode: (encoder: GPUCommandEncoder) => void): void {
+    const { profiler } = this.#device;
+    if (profiler === null) {
+      this.#endPass();
+      encode(this.#commands());
       return;
     }
-    this.#endPass();
+    const call: Call = { kernel, role, scope: this.scope, rows: 0, cost: { flops: 0, bytes } };
+    if (profiler.clock === "host") {
+      this.#steps.push({ call, encode });
+      return;
+    }
+    // Timestamps belong to passes: one ends before the copy, another begins behind it.
+    const { querySet, beginningOfPassWriteIndex, endOfPassWriteIndex } = this.#timestampsFor(profiler);
+    const nothing = () => undefined;
+    inPass(this.#commands(), { querySet, endOfPassWriteIndex: beginningOfPassWriteIndex }, nothing);
     encode(this.#commands());
+    inPass(this.#commands(), { querySet, beginningOfPassWriteIndex: endOfPassWriteIndex }, nothing);
+    this.#calls.push(call);
   }
 
   /**
@@ -215,6 +241,6 @@ async function runSteps(device: Device, profiler: Profiler, steps: readonly Step
   }
   for (const { call, encode } of steps) {
     const [begin, end] = await timed(encode);
-    if (call !== null) profiler.add(call, begin, end);
+    profiler.add(call, begin, end);
   }
 }

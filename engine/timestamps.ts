@@ -27,7 +27,7 @@ export function createTimestampSet(gpu: GPUDevice): TimestampSet {
 }
 
 /** Where the pass of the call `index` writes its timestamps. */
-export function timestampWrites({ queries }: TimestampSet, index: number): GPUComputePassTimestampWrites {
+export function timestampWrites({ queries }: TimestampSet, index: number): Required<GPUComputePassTimestampWrites> {
   return { querySet: queries, beginningOfPassWriteIndex: 2 * index, endOfPassWriteIndex: 2 * index + 1 };
 }
 

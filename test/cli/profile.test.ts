@@ -20,7 +20,7 @@ describe("stratum rank", () => {
     const run = await stratum([...rank, "--profile"]);
     expect([run.code, run.stdout]).toEqual([0, plain.stdout]);
     expect(run.stderr).toMatch(
-      /^profile .*: [\d,]+ dispatches took [\d.]+ ms of [\d.]+ ms \(timestamps of the GPU\)$/m,
+      /^profile .*: [\d,]+ dispatches and copies took [\d.]+ ms of [\d.]+ ms \(timestamps of the GPU\)$/m,
     );
     expect(run.stderr).toMatch(/^matmul +gate +k:192 .* +\d+\.\d+ +\d+\.\d%/m);
     expect(run.stderr).toMatch(/^layer 2 +\d+ +\d+\.\d+ +\d+\.\d%/m);

@@ -16,7 +16,7 @@ const ids = (...tokens: number[]) => Int32Array.from(tokens);
 const [batch] = packBatches([{ sequences: [ids(1, 2, 3), ids(1, 2, 3, 4, 5), ids(1, 2, 3, 6)] }], { budget: 64 });
 const LAYERS = [0, 1, 2];
 
-/** States and what the device did for them, with the dispatches counted where they are encoded. */
+/** States and what the device did for them, with the dispatches and copies counted where they are encoded. */
 async function run(adapter: string, profile: "off" | "gpu" | "host") {
   using engine = await createEngine({ adapter, profile });
   const { device } = engine;
@@ -34,6 +34,14 @@ async function run(adapter: string, profile: "off" | "gpu" | "host") {
       };
       return pass;
     };
+    // What the recorder copies; a read-back's copy and those of the timestamps are none of the model's.
+    for (const name of ["copyBufferToBuffer", "copyBufferToTexture"] as const) {
+      const copy = encoder[name] as (...given: unknown[]) => undefined;
+      encoder[name] = (...given: unknown[]) => {
+        if (!(given[2] as { label?: string }).label?.includes("staging")) encoded++;
+        return copy.apply(encoder, given);
+      };
+    }
     return encoder;
   };
   await using model = await loadModel(engine, goldenModel("llama").directory, { layer: 2 });
@@ -54,7 +62,7 @@ describe.each(ADAPTERS)("a profile on the adapter '%s'", (adapter) => {
   });
 
   it.each(["gpu", "host"] as const)(
-    "by the clock '%s': all dispatches, the same bits, times that fit",
+    "by the clock '%s': all dispatches and copies, the same bits, times that fit",
     async (clock) => {
       const [expected, { states, encoded, took, report, trace }] = [await plain, await run(adapter, clock)];
       expect(Buffer.from(states.buffer)).toEqual(Buffer.from(expected.states.buffer));
@@ -73,6 +81,9 @@ describe.each(ADAPTERS)("a profile on the adapter '%s'", (adapter) => {
         expect(sum("share")).toBeCloseTo(1, 3);
       }
       expect(scopes.map(({ scope }) => scope)).toEqual(["layer 0", "layer 1", "layer 2"]);
+      expect(kernels.filter(({ kernel }) => kernel === "copy").length).toBeGreaterThan(0);
+      for (const { role, gflops } of kernels.filter(({ kernel }) => kernel === "copy"))
+        expect([role, gflops]).toEqual([expect.stringMatching(/^\w+ to \w+$/), null]);
       const gate = kernels.find(({ role }) => role === "gate");
       expect(gate).toMatchObject({ kernel: "matmul", calls: 2, variant: expect.stringContaining("epilogue:glu") });
       expect(gate!.gflops).toBeGreaterThan(0);
