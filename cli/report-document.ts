@@ -1,5 +1,6 @@
 /** A report as a document: what was run, what it recommends, and the sections behind that. */
 import { REPORT_FILES, type Report, type ReportDifference, type ReportRun } from "../scorer/report-data.ts";
+import { STATES_FILES, type StatesRecord } from "../scorer/states-file.ts";
 import { numberCell, type ShownDocument, type ShownSection, type ShownTable } from "./document.ts";
 import { formatCount, formatSeconds } from "./format.ts";
 import { accuracySection } from "./report-accuracy.ts";
@@ -31,6 +32,20 @@ export function reportDocument(report: Report): ShownDocument {
       [REPORT_FILES.report, "everything on this page as data"],
       [REPORT_FILES.rows, "a row a method and place"],
       [REPORT_FILES.cells, "a line a method, place and seed: every list's outcome"],
+    ],
+  };
+}
+
+/** The document of a look at states alone. */
+export function statesDocument({ run, states }: StatesRecord): ShownDocument {
+  return {
+    title: `States of ${run.model.name}: ${run.data.name}`,
+    facts: [...runFacts(run), ["layers", spans(run.layers)], ["pooling", run.poolings.join(", ")]],
+    sections: [statesSection(states)],
+    files: [
+      [STATES_FILES.states, "everything on this page as data"],
+      [STATES_FILES.layers, "a row a layer"],
+      [STATES_FILES.points, "a row a point of a map"],
     ],
   };
 }

@@ -3,11 +3,10 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { resolveLayer, resolveLayers } from "../engine/layers.ts";
 import type { Engine } from "../engine/model.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
-import { dawnVersion } from "../engine/tuner-cache.ts";
 import { StratumError } from "../errors.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import { PRESETS, type PresetName, trainOptionsOf } from "../scorer/presets.ts";
-import type { ReportCell, ReportCost, ReportRun } from "../scorer/report-data.ts";
+import type { Report, ReportCell, ReportCost, ReportRun } from "../scorer/report-data.ts";
 import { lookAtStates } from "../scorer/states-look.ts";
 import {
   type Place,
@@ -37,6 +36,9 @@ import {
 import { type FeatureRequest, type LentModel, type ListsAndFeatures, lendModel } from "./features.ts";
 import { formatCount } from "./format.ts";
 import { number } from "./numbers.ts";
+import { shown, writeReportPage } from "./report.ts";
+import { reportDocument } from "./report-document.ts";
+import { runRecord } from "./run-record.ts";
 import { checkSplits, dataOf, type GivenFile, readGiven, sweepFileOf, withControl, withStates } from "./sweep-files.ts";
 import { reportText } from "./sweep-output.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
@@ -58,6 +60,7 @@ interface SweepFlags extends Omit<RunFlags, "pooling"> {
   readonly bootstrap: number;
   readonly states: boolean;
   readonly cache: boolean;
+  readonly format: "tables" | "text" | "md";
 }
 
 const HELP = `
@@ -73,8 +76,8 @@ too, without the lists whose instructions were trained on; --train-each trains o
 The best place has the highest top-1; the recommended one is the cheapest of its method that is not significantly below
 it. The best is chosen on the lists that it is measured on, so it flatters every method alike.
 
--o writes a folder: report.json, report.csv (a line a method and place), cells.jsonl (a line a method, place and seed with
-the measures of every list). The same words in the same folder go on where a run was stopped; another run's folder is refused.
+-o writes a folder: report.html (a page with plots, in one file), report.json, report.csv (a line a method and place),
+cells.jsonl (a line a method, place and seed with the measures of every list); stratum report shows it again. The same words in the same folder go on where a run was stopped; another run's folder is refused.
 Exit codes: 0 done, 1 some lists failed or none can be used, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
 
 /** Declares the command. */
@@ -114,6 +117,11 @@ export function sweepCommand(program: Command): void {
     )
     .option("--no-states", "do not look at norms, separation and maps of the states")
     .option("--no-cache", "compute features anew and keep none")
+    .addOption(
+      new Option("--format <name>", "what is printed: tables, all of the report as text with plots, or as Markdown")
+        .choices(["tables", "text", "md"])
+        .default("tables"),
+    )
     .addHelpText("after", HELP);
   addRunOptions(command, "the report as one JSON object on stdout instead of the tables", poolingsOption()).action(
     async (lists: string, flags: SweepFlags) => {
@@ -264,10 +272,17 @@ async function sweepOn(
     if (flags.output !== undefined) {
       await writeReport(flags.output, report);
       note(`report  ${flags.output}: report.json, report.csv, cells.jsonl`);
+      await writeReportPage(flags.output, report);
     }
-    await writeStdout(flags.json ? `${JSON.stringify(report)}\n` : reportText(report));
+    await writeStdout(await printed(report, flags));
     return found.some(({ leftOut }) => leftOut.length > 0) ? EXIT.someFailed : EXIT.ok;
   });
+}
+
+/** What stdout gets. */
+function printed(report: Report, { json, format }: SweepFlags): Promise<string> | string {
+  if (json) return `${JSON.stringify(report)}\n`;
+  return format === "tables" ? reportText(report) : shown(reportDocument(report), format);
 }
 
 /** The folder's journal, or one that keeps nothing. */
@@ -379,32 +394,16 @@ async function statesOf(
 }
 
 function runOf(
-  { files, fingerprint, engine, kernels }: LentModel,
+  lent: LentModel,
   given: readonly GivenFile[],
   found: readonly ListsAndFeatures[],
   { layers, concat, options }: Asked,
   flags: SweepFlags,
   seconds: number,
 ): ReportRun {
-  const { name, source, software } = engine.device.info;
-  const { config, form } = files.spec;
   const [data, ...tests] = given.map((file, i) => dataOf(file, found[i], options));
   return {
-    command: ["stratum", ...process.argv.slice(2)].map(shellWord).join(" "),
-    ...{ date: new Date().toISOString(), seconds },
-    model: {
-      ...{
-        name: recordedName(files),
-        revision: files.pinned ? (files.name.split("@").at(1) ?? null) : null,
-        fingerprint,
-      },
-      ...{ type: config.modelType, layers: config.layers, hidden_size: config.hiddenSize, weights: form },
-    },
-    ...{ data, tests, adapter: { name, source, software }, kernels: kernels.id },
-    versions: {
-      ...{ stratum: packageVersion(), node: process.version, webgpu: dawnVersion() },
-      platform: `${process.platform} ${process.arch}`,
-    },
+    ...{ ...runRecord(lent), seconds, data, tests },
     ...{ seeds: [...options.seeds], layers: [...layers], poolings: [...flags.pooling] },
     concat: concat.map((group) => [...group]),
     options: {
@@ -413,9 +412,4 @@ function runOf(
       ...{ truncate: flags.truncate ?? false, control: flags.control, scorers: options.scorers },
     },
   };
-}
-
-/** A word as a shell takes it. */
-function shellWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

@@ -1,6 +1,7 @@
 /** A report out of a sweep: what was measured, what follows from it, and the files that hold it. */
 import { join } from "node:path";
 import type { Estimate } from "./bootstrap.ts";
+import { csvText } from "./csv.ts";
 import {
   REPORT_FILES,
   REPORT_VERSION,
@@ -93,10 +94,5 @@ export function reportCsv({ rows, methods, costs }: Report): string {
       ...[layers === null ? "" : (timeOf(layers, pooling ?? "", costs) ?? ""), cost?.gpu_bytes ?? ""],
     ];
   });
-  return `${[header, ...lines].map((line) => line.map(csvField).join(",")).join("\r\n")}\r\n`;
-}
-
-function csvField(value: string | number): string {
-  const text = String(value);
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  return csvText(header, lines);
 }
