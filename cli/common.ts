@@ -214,7 +214,7 @@ export async function loadPlanned(
   note(`adapter ${engine.device.info.name} (${engine.device.info.source})`);
   const bytes = plan.weights.bytes + workspaces * (plan.bytes - plan.weights.bytes);
   note(planLine(files, { ...plan, bytes }, scorerBytes));
-  const options: LoadModelOptions = { layer: plan.weights.depth };
+  const options: LoadModelOptions = { layer: plan.weights.depth, signal: stopping()?.signal };
   return loadModel(engine, files, options);
 }
 

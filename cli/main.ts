@@ -51,7 +51,7 @@ try {
 } catch (thrown) {
   if (thrown instanceof CommanderError) process.exitCode = thrown.exitCode === 0 ? EXIT.ok : EXIT.usage;
   else if (stopping()?.signal.aborted && thrown === stopping()?.signal.reason) {
-    warn("stopped; what was downloaded is kept");
+    warn("stopped before the work began; what was downloaded is kept");
     process.exitCode = stopping()?.exitCode() ?? EXIT.interrupted;
   } else {
     reportError(thrown);

@@ -70,6 +70,8 @@ export class Device {
   #generation = 1;
   #losses = 0;
   #renewing: Promise<void> | undefined;
+  /** Destroyed by ourselves, so that another takes its place. */
+  #givenUp: GPUDevice | undefined;
   #failure: StratumError | undefined;
   /** Buffers that a fault has found no memory for since {@link allocating} began; null outside of it. */
   #refused: string[] | null = null;
@@ -97,7 +99,7 @@ export class Device {
       if (gpu === this.#gpu) this.#latch(fromGpuError((event as GPUUncapturedErrorEvent).error));
     });
     gpu.lost.then((lost) => {
-      if (this.#disposed || this.#renewing !== undefined || gpu !== this.#gpu) return;
+      if (this.#disposed || gpu !== this.#gpu || gpu === this.#givenUp) return;
       this.#losses++;
       this.#latch(lostError(`the GPU device was lost (${lost.reason || "unknown"}): ${lost.message}`));
     });
@@ -172,6 +174,7 @@ export class Device {
     if (this.#disposed || this.#watchdog.stalled !== undefined || again === undefined) this.check();
     if (again === undefined) return;
     this.#live.clear();
+    this.#givenUp = this.#gpu;
     this.#gpu.destroy();
     let why: unknown;
     for (const pause of RENEWAL_PAUSES_MS) {

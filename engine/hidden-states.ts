@@ -31,6 +31,8 @@ export interface LoadModelOptions {
   readonly layer?: string | number;
   /** Called after each block. */
   readonly onBlock?: (done: number, depth: number) => void;
+  /** Ends the loading between blocks, with its reason; later it plays no part. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -49,14 +51,14 @@ export async function loadModel(
     const depth = resolveLayer(String(options.layer ?? layers), layers);
     const more = options.onBlock === undefined ? {} : { onBlock: options.onBlock };
     const { device } = engine;
-    const load = async () => {
+    const load = async (signal?: AbortSignal) => {
       const { generation } = device;
       const made = await device.span("load weights", () =>
-        loadBlocks(engine, files.checkpoint, files.spec, { depth, ...more }),
+        loadBlocks(engine, files.checkpoint, files.spec, { depth, signal, ...more }),
       );
       return { generation, made };
     };
-    let current = await overLosses(device, load);
+    let current = await overLosses(device, () => load(options.signal));
     let loading: Promise<void> | undefined;
     return {
       engine,

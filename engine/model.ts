@@ -277,17 +277,20 @@ export interface LoadOptions {
   readonly depth: number;
   /** Called after each block. */
   readonly onBlock?: (done: number, depth: number) => void;
+  /** Ends the loading between blocks, with its reason. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
  * Loads the first `depth` blocks of a checkpoint. The plan is made and checked before a tensor is read.
- * @throws {StratumError} `model/missing-tensor`, `model/shape`, `model/unsupported-dtype`, `memory/buffer-limit`
+ * @throws {StratumError} `model/missing-tensor`, `model/shape`, `model/unsupported-dtype`, `memory/buffer-limit`; the
+ *   signal's reason
  */
 export async function loadBlocks(
   engine: Engine,
   checkpoint: Checkpoint,
   spec: ModelSpec,
-  { depth, onBlock }: LoadOptions,
+  { depth, onBlock, signal }: LoadOptions,
 ): Promise<LoadedModel> {
   const { device } = engine;
   if (!Number.isInteger(depth) || depth < 0 || depth > spec.blocks.length) {
@@ -308,6 +311,7 @@ export async function loadBlocks(
   const blocks: BlockWeights[] = [];
   try {
     for (const planned of plan.blocks) {
+      signal?.throwIfAborted();
       blocks.push(await uploadBlock(upload, checkpoint, planned));
       await device.idle();
       onBlock?.(blocks.length, depth);

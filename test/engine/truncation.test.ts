@@ -198,6 +198,19 @@ describe("what is left after a failure", () => {
     expect(device.liveBytes).toBe(0);
   });
 
+  it("a signal between two blocks: its reason, and nothing alive", async () => {
+    await using files = await openModelFiles(goldenModel("llama").directory);
+    const stop = new AbortController();
+    const done: number[] = [];
+    const onBlock = (block: number) => {
+      done.push(block);
+      stop.abort(new Error("stopped"));
+    };
+    const loading = loadBlocks(engine, files.checkpoint, files.spec, { depth: 3, onBlock, signal: stop.signal });
+    await expect(loading).rejects.toThrow("stopped");
+    expect([done, device.liveBytes]).toEqual([[1], 0]);
+  });
+
   it("a plan beyond the limits: refused before a byte is read or held", async () => {
     await using tiny = await writeTinyModel();
     await using files = await openModelFiles(tiny.directory);
