@@ -71,6 +71,7 @@ export {
 } from "./scorer/baselines.ts";
 export { binomialUpper } from "./scorer/binomial.ts";
 export { type BootstrapOptions, bootstrapDifference, bootstrapMean, type Estimate } from "./scorer/bootstrap.ts";
+export { type CompareOptions, type Comparison, compareScores } from "./scorer/compare.ts";
 export type { EncodeOptions, Pooling } from "./scorer/encode.ts";
 export { type Evaluation, evaluate, evaluateSlices, type Method, type MethodRow } from "./scorer/evaluate.ts";
 export {
@@ -106,8 +107,10 @@ export {
   type SequenceLine,
 } from "./scorer/lists.ts";
 export { type ListMeasures, type MeasureName, measureLists, randomMeasures } from "./scorer/measures.ts";
+export { type PairedRankings, pairRankings } from "./scorer/paired-rankings.ts";
 export { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "./scorer/presets.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";
+export { type JudgedRanking, judge, type RankingLine, readRankings } from "./scorer/ranking-lines.ts";
 export {
   type ErrorRecord,
   type RankedResult,

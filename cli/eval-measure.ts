@@ -163,7 +163,11 @@ function scorerLine({ spec, layer, pooling }: SavedScorer, flags: EvalFlags): st
   return `scorer ${plainText(flags.scorer)}: ${of.join(", ")}`;
 }
 
-function tellDivision({ seen, unlabelled, noContrast }: DividedLists, { safeFrom, includeSeen }: EvalFlags): void {
+/** What was left out, on stderr. */
+export function tellDivision(
+  { seen, unlabelled, noContrast }: DividedLists,
+  { safeFrom, includeSeen }: Pick<EvalFlags, "safeFrom" | "includeSeen">,
+): void {
   if (unlabelled > 0) note(`note    left out: ${counted(unlabelled, "list")} with a missing label`);
   if (noContrast > 0)
     note(

@@ -10,7 +10,8 @@ function percent(value: number, signed = false): string {
   return signed ? (value < 0 && text !== "0.0" ? text : `+${text}`).padStart(5) : text.padStart(4);
 }
 
-function interval(estimate: Estimate | null, signed = false): string {
+/** `58.3 [50.1, 66.0]`, in percent. */
+export function interval(estimate: Estimate | null, signed = false): string {
   if (estimate === null) return "-";
   const { mean, low, high } = estimate;
   return `${percent(mean, signed)} [${percent(low, signed)}, ${percent(high, signed)}]`;

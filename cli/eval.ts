@@ -1,7 +1,5 @@
 /** `stratum eval`: a scorer beside the baselines, on labelled lists that it has not seen. */
 import type { Command } from "commander";
-import { fingerprint } from "../engine/fingerprint.ts";
-import { resolveLayer } from "../engine/layers.ts";
 import type { Engine } from "../engine/model.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { randomWeights } from "../engine/random-weights.ts";
@@ -15,7 +13,8 @@ import { divideLists, seenInstructions } from "../scorer/seen.ts";
 import { labelsOf } from "../scorer/text-baselines.ts";
 import { addRunOptions, countLines, modelDirectory, positiveInteger, withEngine, withModelFiles } from "./common.ts";
 import { type Control, type EvalFlags, type Loaded, measure } from "./eval-measure.ts";
-import { checkListsPath, type FeatureRequest, type ListsAndFeatures, withFeatures } from "./features.ts";
+import { loadedFrom, requestOf } from "./eval-states.ts";
+import { checkListsPath, withFeatures } from "./features.ts";
 import { number, properShare, wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn } from "./terminal.ts";
 
@@ -85,11 +84,6 @@ export function evalCommand(program: Command): void {
       process.exitCode = await runEval(lists, { ...rest, ...given } as EvalFlags);
     },
   );
-}
-
-function loadedFrom({ lists, layers, leftOut, kernels }: ListsAndFeatures): Loaded {
-  const clusters = lists.map(instructionKey);
-  return { source: layers[0].source, clusters, lists, failed: leftOut.length, kernels: kernels.id };
 }
 
 async function runEval(path: string | undefined, flags: EvalFlags): Promise<number> {
@@ -195,40 +189,6 @@ async function evalLists(
     },
     flags,
   );
-}
-
-/** What states the scorer takes; checked before any is computed. @throws {StratumError} `scorer/...`, `usage/layer` */
-async function requestOf(scorer: SavedScorer, files: ModelFiles, flags: EvalFlags): Promise<FeatureRequest> {
-  const { layers, hiddenSize } = files.spec.config;
-  const asked = flags.layer === undefined ? undefined : resolveLayer(flags.layer, layers);
-  const layer = scorer.layer ?? asked;
-  if (layer === undefined) {
-    throw new StratumError(
-      "usage/layer",
-      "the scorer does not say which layer's states it takes: it was trained on given features",
-      "give --layer",
-    );
-  }
-  // A model that ends before the scorer's layer is another model, and its fingerprint says so.
-  const identity = await fingerprint(files, Math.min(layer, layers));
-  const pooling = flags.pooling ?? scorer.pooling ?? "last";
-  checkScorerFits(scorer, {
-    fingerprint: identity,
-    name: files.name,
-    dim: hiddenSize,
-    layer: asked ?? layer,
-    pooling,
-  });
-  resolveLayer(String(layer), layers);
-  const system = scorer.base === null ? (flags.system ?? null) : scorer.system;
-  if (flags.system !== undefined && flags.system !== system) {
-    throw new StratumError(
-      "scorer/system-mismatch",
-      `the scorer was trained ${system === null ? "without a system message" : `with the system message ${JSON.stringify(system)}`}`,
-      "leave --system out: the scorer's is used",
-    );
-  }
-  return { layers: [layer], pooling, system: system ?? undefined, cache: flags.cache };
 }
 
 /** Divides a file's lists before the model runs: what is wrong with all of them shows at once. */

@@ -3,6 +3,7 @@
 import { Command, CommanderError } from "commander";
 import { benchCommand } from "./bench.ts";
 import { packageVersion } from "./common.ts";
+import { compareCommand } from "./compare.ts";
 import { convertCommand } from "./convert.ts";
 import { demoCommand } from "./demo.ts";
 import { doctorCommand } from "./doctor.ts";
@@ -15,6 +16,7 @@ import { statesCommand } from "./states.ts";
 import { sweepCommand } from "./sweep.ts";
 import { EXIT, exitCodeOf, reportError, stopping, warn } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
+import { viewCommand } from "./view.ts";
 
 const program = new Command("stratum")
   .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
@@ -27,6 +29,8 @@ reportCommand(program);
 statesCommand(program);
 extractCommand(program);
 convertCommand(program);
+viewCommand(program);
+compareCommand(program);
 inspectCommand(program);
 doctorCommand(program);
 demoCommand(program);
