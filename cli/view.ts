@@ -26,7 +26,8 @@ A list is right where its first place is safe: where it has the list's highest l
 one. Lists with a missing label, or with labels all alike, are neither right nor wrong; abstained ones have no winner.
 --json prints a line a list: {id, instruction, right, abstained, results: [{rank, index, id, score, label, text}], error}; what
 is not known is null.
-Exit codes: 0, 1 a line is no ranking, 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
+Exit codes: 0, 1 a line is no ranking, 2 usage, 3 environment, 129/130/143 stopped by a signal,
+141 the pager was left.`;
 
 /** Declares the command. */
 export function viewCommand(program: Command): void {
@@ -78,14 +79,7 @@ async function runView(rankings: string, lists: string | undefined, flags: ViewF
     if (state !== "unknown") counts[state]++;
     if (flags.wrong && state !== "wrong") continue;
     shown++;
-    try {
-      await writeStdout(flags.json ? `${JSON.stringify(judged)}\n` : `${picture(judged, width)}\n`);
-    } catch (thrown) {
-      // A pager that was left: its reader has seen enough.
-      if (thrown instanceof StratumError && (thrown.cause as NodeJS.ErrnoException | undefined)?.code === "EPIPE")
-        return EXIT.ok;
-      throw thrown;
-    }
+    await writeStdout(flags.json ? `${JSON.stringify(judged)}\n` : `${picture(judged, width)}\n`);
   }
   const stopped = stop.exitCode();
   if (stopped !== undefined) return stopped;

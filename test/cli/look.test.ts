@@ -99,7 +99,7 @@ describe("view", () => {
     const head = await stratum(["view", big], {
       below: ["sh", "-c", '{ "$@"; echo "exit $?" >&2; } | head -n 1', "sh"],
     });
-    expect([head.stdout, head.stderr]).toEqual(["l0\n", "exit 0\n"]);
+    expect([head.stdout, head.stderr]).toEqual(["l0\n", "exit 141\n"]);
   });
 
   it("names the line that is no ranking, and a list that is not there", async () => {
