@@ -56,6 +56,22 @@ describe.skipIf(process.platform === "win32")("a command whose GPU", () => {
     expect(found.stdout).toBe(rankings);
   });
 
+  it("is short of memory for one list alone: its error stands in its place, and the others are the same", async () => {
+    const long = JSON.stringify({ id: "long", instruction: "number ".repeat(170), candidates: ["One.", "Two."] });
+    const mixed = await folder.write(
+      "mixed.jsonl",
+      [...exampleLines.slice(0, 4), long, exampleLines[4], ""].join("\n"),
+    );
+    const args = ["rank", mixed, "--model", tiny.directory, "--layer", "0", "--batch-tokens", "256"];
+    const whole = await stratum(args);
+    expect([whole.code, jsonLines(whole.stdout).length]).toEqual([0, 6]);
+    const found = await under({ STRATUM_FAULTS: "submit-out-of-memory@1" }, args);
+    expect([found.code, errorCodes(found.stderr)]).toEqual([1, ["list/over-budget"]]);
+    const [records, wanted] = [jsonLines(found.stdout), jsonLines(whole.stdout)];
+    expect(records[4]).toMatchObject({ id: "long", error: { code: "list/over-budget" } });
+    expect(records.toSpliced(4, 1)).toEqual(wanted.toSpliced(4, 1));
+  });
+
   it("is lost: extract writes the same file", async () => {
     const extract = (out: string) => run("extract", "--layers", "0,1", "-o", at(out), "--quiet");
     expect((await stratum(extract("whole.safetensors"))).code).toBe(0);
@@ -90,6 +106,30 @@ describe.skipIf(process.platform === "win32")("a command whose GPU", () => {
     expect(await folder.read("lost.log")).toBe(await folder.read("whole.log"));
     const steps = jsonLines(await folder.read("lost.log")).map(({ step }) => step);
     expect(steps).toEqual(steps.map((_, i) => i));
+  });
+
+  it("is lost in a sweep, in its pass, its trainings and its scoring: every cell is the same", async () => {
+    const sweep = (out: string) =>
+      run(
+        "sweep",
+        "--layers",
+        "0",
+        "--seeds",
+        "1",
+        "--preset",
+        "pointwise",
+        "--no-control",
+        "--no-states",
+        "--no-cache",
+        "-o",
+        at(out),
+      );
+    const cells = async (out: string) =>
+      jsonLines(await folder.read(join(out, "cells.jsonl"))).map(({ ms: _, ...cell }) => cell);
+    expect((await stratum(sweep("sweep-whole"))).code).toBe(0);
+    const found = await under({ STRATUM_FAULTS: "device-lost@2,device-lost@100,device-lost@180" }, sweep("sweep-lost"));
+    expect([found.code, found.stderr.match(/^warning: the GPU device was lost/gm)?.length]).toEqual([0, 3]);
+    expect(await cells("sweep-lost")).toEqual(await cells("sweep-whole"));
   });
 
   it("is lost again and again: an error with a code, and nothing of the output's name", async () => {

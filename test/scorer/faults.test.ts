@@ -1,13 +1,18 @@
-/** A training whose GPU device is lost goes on by itself, to the bytes of one that nothing disturbed. */
+/** What a scorer does while its GPU device is lost: it is trained, scores and ranks to the bytes of an undisturbed run. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { loadModel } from "../../engine/hidden-states.ts";
 import { createEngine } from "../../engine/model.ts";
 import { readCheckpoint } from "../../scorer/checkpoint.ts";
+import type { Fields } from "../../scorer/lists.ts";
 import { parameterLayout } from "../../scorer/network.ts";
+import { rank } from "../../scorer/rank.ts";
 import { scoreFeatures } from "../../scorer/scorer.ts";
+import type { SavedScorer } from "../../scorer/scorer-file.ts";
+import { initialWeights } from "../../scorer/scorer-spec.ts";
 import type { TrainRun } from "../../scorer/train-options.ts";
-import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { type Folder, temporaryFolder, writeTinyTextModel } from "../support/cli.ts";
 import { DIM, failure, lasting, OPTIONS, outcomeOf, source } from "../support/training.ts";
 
 /** Every device compiles its kernels anew: those without attention are the fewest. */
@@ -32,7 +37,8 @@ async function outcomeUnder(faults: string, run: TrainRun = {}) {
 describe("a device that is lost in a training", () => {
   it.each([
     ["before a checkpoint", 20],
-    ["past several", 60],
+    ["right after one", 60],
+    ["between two, an epoch's end behind it", 70],
   ])("%s: it goes on from the last one, and says from which step", async (_, submission) => {
     const path = join(folder.path, `${submission}.safetensors`);
     const from: number[] = [];
@@ -93,4 +99,36 @@ it("a scorer whose device is lost scores again, with the same bits", async () =>
     return scores;
   };
   expect(await scoresUnder("device-lost@2")).toEqual(await scoresUnder(""));
+});
+
+describe("a list that is cut over several batches, ranked by a scorer", () => {
+  const words = (n: number, seed: number) => Array.from({ length: n }, (_, i) => `word${(i * seed) % 7}`).join(" ");
+  const lists: readonly Fields[] = [
+    { instruction: words(3, 1), candidates: ["One.", "Two."] },
+    { instruction: words(5, 2), candidates: Array.from({ length: 12 }, (_, i) => words(2 + i, i + 1)) },
+    { instruction: words(4, 3), candidates: ["Three.", "Four."] },
+  ];
+
+  it("has its states once, wherever the device is lost or memory is short", async () => {
+    await using tiny = await writeTinyTextModel({ layers: 1 });
+    const spec = { ...SPEC, dim: 64 };
+    const scorer: SavedScorer = {
+      ...{ spec, weights: initialWeights(spec, 1), base: null, layer: 0, pooling: null, system: null },
+      ...{ standardise: null, training: {} },
+    };
+    const rankedUnder = async (faults: string) => {
+      using engine = await createEngine({ faults });
+      await using model = await loadModel(engine, tiny.directory, { layer: 0 });
+      const records = await rank(model, lists, { scorer, batchTokens: 128 });
+      return { records, generation: engine.device.generation };
+    };
+    const whole = await rankedUnder("");
+    expect(whole.records.map(({ results }) => results.length)).toEqual([2, 12, 2]);
+    for (const submission of [2, 5, 7, 9, 11]) {
+      for (const kind of ["device-lost", "submit-out-of-memory"]) {
+        const { records, generation } = await rankedUnder(`${kind}@${submission}`);
+        expect([kind, submission, generation, records]).toEqual([kind, submission, 2, whole.records]);
+      }
+    }
+  });
 });
