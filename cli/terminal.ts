@@ -27,14 +27,17 @@ export function setQuiet(value: boolean): void {
   quiet = value;
 }
 
+/** Takes away the bar that is drawn, where one is, while something else is written. */
+let aroundBar = (write: () => void): void => write();
+
 /** A line that `--quiet` does not silence: where the work is, when it ended early. */
 export function warn(line: string): void {
-  process.stderr.write(`${line}\n`);
+  aroundBar(() => process.stderr.write(`${line}\n`));
 }
 
 /** A line for people. */
 export function note(line: string): void {
-  if (!quiet) process.stderr.write(`${line}\n`);
+  if (!quiet) warn(line);
 }
 
 const STYLES = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33, cyan: 36 } as const;
@@ -222,12 +225,16 @@ export function startProgress(total: number | undefined, unit: string): Progress
   const shown = total === undefined ? "?" : formatCount(total);
   const start = () => bar.start(total ?? 0, done, { shown, rate: "-", tokenRate: "" });
   start();
+  const aside = (write: () => void) => {
+    aroundBar = (inner) => inner();
+    bar.stop();
+    write();
+    start();
+    aroundBar = aside;
+  };
+  aroundBar = aside;
   return {
-    aside(write) {
-      bar.stop();
-      write();
-      start();
-    },
+    aside,
     add(lists, more) {
       done += lists;
       tokens += more;
@@ -238,6 +245,9 @@ export function startProgress(total: number | undefined, unit: string): Progress
         tokenRate: tokens > 0 ? ` · ${formatCount(Math.round(tokens / seconds))} tokens/s` : "",
       });
     },
-    stop: () => bar.stop(),
+    stop() {
+      aroundBar = (write) => write();
+      bar.stop();
+    },
   };
 }
