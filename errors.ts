@@ -39,16 +39,23 @@ export class StratumError extends Error {
   readonly fix: string;
 
   constructor(code: ErrorCode, message: string, fix: string, cause?: unknown) {
-    super(printable(message), cause === undefined ? undefined : { cause });
+    super(printable(cut(message)), cause === undefined ? undefined : { cause });
     this.name = "StratumError";
     this.code = code;
-    this.fix = printable(fix);
+    this.fix = printable(cut(fix));
   }
 
   /** The kind of failure, by the area of the code. */
   get kind(): ErrorKind {
     return KIND_OF_AREA[this.code.slice(0, this.code.indexOf("/")) as Area];
   }
+}
+
+/** A file can hold a name of megabytes, and a template can refuse a conversation in as many words. */
+const MAX_TEXT = 10_000;
+
+function cut(text: string): string {
+  return text.length <= MAX_TEXT ? text : `${text.slice(0, MAX_TEXT)}... (${text.length} characters)`;
 }
 
 /**

@@ -1,5 +1,4 @@
 /** What every benchmark prints: its rows as a table or JSON, the comparison with an earlier run, the page. */
-import { readFile } from "node:fs/promises";
 import { cpus } from "node:os";
 import type { Command } from "commander";
 import { z } from "zod";
@@ -7,7 +6,8 @@ import { type ComparedRow, compareRows } from "../engine/bench-compare.ts";
 import { measurePeak } from "../engine/bench-peak.ts";
 import { type BenchRow, type Ceilings, withCeilings } from "../engine/bench-row.ts";
 import type { Engine } from "../engine/model.ts";
-import { messageOf, StratumError } from "../errors.ts";
+import { StratumError } from "../errors.ts";
+import { readJsonFile } from "../weights/json.ts";
 import { NUMBER_COLUMNS, type ReportDocument, ROW_HEADER, rowCells, shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, packageVersion, positiveInteger } from "./common.ts";
 import { formatTable } from "./format.ts";
@@ -72,6 +72,8 @@ const EarlierRun = z.object({
 
 type Earlier = z.infer<typeof EarlierRun>;
 
+const MAX_BYTES = 2 ** 26;
+
 /** What a report needs beside its rows, made sure of before anything is timed. */
 export interface ReportTargets {
   readonly earlier: Earlier | null;
@@ -80,7 +82,7 @@ export interface ReportTargets {
 
 /**
  * Reads the earlier run and opens the page.
- * @throws {StratumError} `usage/compare`, `usage/output`
+ * @throws {StratumError} `usage/compare`, `usage/output`, `file/...`
  */
 export async function openReport({ compare, html }: ReportFlags): Promise<ReportTargets> {
   return {
@@ -91,12 +93,8 @@ export async function openReport({ compare, html }: ReportFlags): Promise<Report
 
 async function readEarlier(path: string): Promise<Earlier> {
   const fix = "give --compare a file that `stratum bench ... --json > FILE` wrote";
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(await readFile(path, "utf8"));
-  } catch (cause) {
-    throw new StratumError("usage/compare", `cannot read ${path}: ${messageOf(cause)}`, fix, cause);
-  }
+  const bad = "usage/compare";
+  const parsed = await readJsonFile(path, { what: "the earlier run", maxBytes: MAX_BYTES, missing: bad, bad, fix });
   const found = EarlierRun.safeParse(parsed);
   if (found.success) return found.data;
   const [issue] = found.error.issues;

@@ -19,7 +19,7 @@ import {
   writeFailed,
   writeSynced,
 } from "../weights/durable.ts";
-import { readJsonFile, unreadable } from "../weights/json.ts";
+import { readJsonFile, statRegular, unreadable } from "../weights/json.ts";
 import type { Pooling } from "./encode.ts";
 import type { FeatureSource } from "./feature-source.ts";
 import { computeFeatures, type FeatureOptions, type LeftOut, poolingsOf, writeFeatures } from "./features.ts";
@@ -267,6 +267,7 @@ async function openEntry(
       fix: "it is computed again",
     });
     const entry = entrySchema.parse(value);
+    await statRegular(path);
     const sha256 = await hashFile(path);
     if (sha256 !== entry.sha256) throw new Error(`its SHA-256 is ${sha256}, not ${entry.sha256}`);
     const source = await openFeatures(path);

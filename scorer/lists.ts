@@ -8,7 +8,7 @@ import { createHash } from "node:crypto";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import type { Message } from "../weights/chat-template.ts";
-import { clip, findJsonFault, isJsonObject } from "../weights/json.ts";
+import { clip, findJsonFault, isJsonObject, MAX_JSON_DEPTH } from "../weights/json.ts";
 import { LONE_SURROGATE } from "../weights/tokenizer.ts";
 import { firstInvalidByte, isBlank, type ListSource, splitLines } from "./json-lines.ts";
 
@@ -76,7 +76,6 @@ export interface ReadOptions {
 }
 
 const MAX_LINE_BYTES = 64 * 2 ** 20;
-const MAX_DEPTH = 512;
 /** Longer ids are remembered by their SHA-256. */
 const MAX_ID_KEY = 64;
 /** V8's limit of entries in one Map is 2^24. */
@@ -273,8 +272,9 @@ export function parseLine(bytes: Uint8Array): Fields {
       cause,
     );
   }
-  const fault = findJsonFault(line, MAX_DEPTH);
-  if (fault?.type === "depth") throw badJson(`nested deeper than ${MAX_DEPTH} at character ${fault.at + 1}`);
+  const fault = findJsonFault(line, MAX_JSON_DEPTH);
+  if (fault?.type === "depth") throw badJson(`nested deeper than ${MAX_JSON_DEPTH} at character ${fault.at + 1}`);
+  if (fault?.type === "size") throw badJson(`too many values, at character ${fault.at + 1}`);
   let value: unknown;
   try {
     value = JSON.parse(line);

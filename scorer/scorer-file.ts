@@ -20,7 +20,7 @@ import {
   writeFailed,
   writeSynced,
 } from "../weights/durable.ts";
-import { clip, isJsonObject, isSystemError, readJsonFile, show, unreadable } from "../weights/json.ts";
+import { clip, isJsonObject, isSystemError, readJsonFile, show, statRegular, unreadable } from "../weights/json.ts";
 import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts";
 import { writeSafetensors } from "../weights/safetensors-writer.ts";
 import { isPooling, POOLING_NAMES, type Pooling } from "./encode.ts";
@@ -176,9 +176,7 @@ async function loadPair(folder: string): Promise<SavedScorer> {
   if (!names.includes(WEIGHTS)) {
     throw new StratumError("scorer/missing-file", `${folder} has no ${WEIGHTS}`, CONFIG_FILE.fix);
   }
-  const hash = await hashFile(path).catch((cause: unknown) => {
-    throw unreadable(path, cause);
-  });
+  const hash = await hashOf(path);
   const config = await configOf(folder, names, hash);
   await using file = await openSafetensors(path);
   const spec: ScorerSpec = { head: config.head, ...config.sizes, tau: config.tau };
@@ -186,9 +184,18 @@ async function loadPair(folder: string): Promise<SavedScorer> {
   const weights = await readParameters(file, parameterShapes(spec), "");
   const standardise = config.standardise ? await readStandardisation(file, spec.dim) : null;
   // The file may have been replaced since it was hashed.
-  if ((await hashFile(path)) !== hash) throw mixed(folder, "changed while it was read");
+  if ((await hashOf(path)) !== hash) throw mixed(folder, "changed while it was read");
   const { base_model: base, layer, pooling, system, training } = config;
   return { spec, base, layer, pooling, system, standardise, training, weights };
+}
+
+async function hashOf(path: string): Promise<string> {
+  try {
+    await statRegular(path);
+    return await hashFile(path);
+  } catch (cause) {
+    throw cause instanceof StratumError ? cause : unreadable(path, cause);
+  }
 }
 
 /** The scorer.json that belongs to weights of this hash: the one in place, or that of a writer killed before its last step. */

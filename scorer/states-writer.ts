@@ -1,7 +1,8 @@
 /** Files of hidden states: one safetensors file, or numbered parts with an index, and a line a sequence beside it. */
-import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { rename, rm, stat, writeFile } from "node:fs/promises";
 import { basename, dirname, join, normalize } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
+import { isJsonObject, readJsonFile } from "../weights/json.ts";
 import { createSafetensorsWriter, type SafetensorsWriter } from "../weights/safetensors-writer.ts";
 import type { ExtractedSequence } from "./extract.ts";
 
@@ -30,6 +31,14 @@ export interface StatesWriter {
 
 /** A header lives in memory until its part is finished: a part ends before it grows past this. */
 const PART_HEADER_BYTES = 32 * 1024 * 1024;
+
+const EARLIER_INDEX = {
+  what: "an earlier run's index",
+  maxBytes: 2 ** 29,
+  missing: "file/missing",
+  bad: "file/bad-json",
+  fix: "remove it",
+} as const;
 
 /** `states-00002.safetensors` for part 2 of `states.safetensors`. */
 function partPath(path: string, part: number): string {
@@ -61,19 +70,16 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
     inPart = 0;
   }
 
-  /** The parts that an earlier run's index names; other files of the folder are none of ours. */
+  /** The parts that an earlier run's index names; whatever it says, other files of the folder are none of ours. */
   async function earlierParts(): Promise<string[]> {
-    try {
-      const index = JSON.parse(await readFile(`${path}.index.json`, "utf8")) as {
-        weight_map?: Record<string, unknown>;
-      };
-      const files = new Set(Object.values(index.weight_map ?? {}));
-      return [...files].flatMap((file) =>
-        typeof file === "string" && basename(file) === file ? [join(dirname(path), file)] : [],
-      );
-    } catch {
-      return [];
-    }
+    const index = await readJsonFile(`${path}.index.json`, EARLIER_INDEX).catch(() => null);
+    const map = isJsonObject(index) ? index["weight_map"] : null;
+    const files = new Set(isJsonObject(map) ? Object.values(map) : []);
+    return [...files].flatMap((file) => {
+      const number = typeof file === "string" ? Number(/-(\d{5,})(\.safetensors)?$/.exec(file)?.[1]) : Number.NaN;
+      const part = Number.isInteger(number) ? partPath(path, number) : "";
+      return part !== "" && basename(part) === file ? [part] : [];
+    });
   }
 
   async function guarded<T>(step: () => Promise<T>): Promise<T> {

@@ -6,21 +6,30 @@
 
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { createContext, Script } from "node:vm";
 import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
-import { isSystemError, statRegular, unreadable } from "./json.ts";
+import { clip, isSystemError, statRegular, unreadable } from "./json.ts";
+import { modelFile } from "./model-folder.ts";
+import { TimeUp, withinTime } from "./time-bound.ts";
 import { readOptionalJson, readTokenizerConfig, type SpecialToken, type Tokenizer } from "./tokenizer.ts";
 
 /** The largest published templates have about 30 thousand characters. */
 const MAX_SOURCE = 2 ** 20;
-const MAX_OUTPUT = 2 ** 25;
+/** Longest text, and longest text that a list or a dictionary could be written as: a million tokens. */
+const MAX_OUTPUT = 2 ** 22;
+/** Characters that one rendering may make in all, as all of them can be kept. */
+const MAX_CHARACTERS = 2 ** 28;
 /** Longest list and longest `range`; Jinja's own sandbox draws the line of `range` at the same place. */
 const MAX_ITEMS = 100_000;
+/** Items that one rendering may put into lists in all: one takes about 50 bytes. */
+const MAX_ALL_ITEMS = 2_000_000;
 /** The demo template takes 19 steps a message: a thousand messages may cost fifty times as much each. */
 const MAX_STEPS = 1_000_000;
 const MAX_MILLISECONDS = 10_000;
+/** Namespaces within namespaces that are measured. */
+const MAX_NESTING = 500;
+const SHORT = 1024;
 
 /** The day that templates see as today, unless another is asked for. */
 export const DEFAULT_DATE = "2026-01-01";
@@ -63,15 +72,17 @@ const templateFileSchema = z.looseObject({ chat_template: templateSchema });
  * `tokenizer_config.json`, else `chat_template.json`; among named templates the one called `default`.
  *
  * @throws StratumError `template/bad-syntax`, `template/too-large`, `template/no-default`, `template/bad-json`,
- *   `template/bad-text`, `template/too-expensive`, `tokenizer/bad-json`, `file/unreadable`, `file/not-a-file`.
+ *   `template/bad-text`, `template/too-expensive`, `tokenizer/bad-json`, `model/outside-link`, `file/unreadable`,
+ *   `file/not-a-file`.
  */
 export async function loadChatTemplate(dir: string): Promise<ChatTemplate | null> {
   const config = await readTokenizerConfig(dir);
   const source =
-    (await readSource(join(dir, "chat_template.jinja"))) ??
+    (await readSource(await modelFile(dir, "chat_template.jinja"))) ??
     defaultTemplate(config.raw["chat_template"], join(dir, "tokenizer_config.json")) ??
     defaultTemplate(
-      (await readOptionalJson(join(dir, "chat_template.json"), templateFileSchema, "template/bad-json"))?.chat_template,
+      (await readOptionalJson(await modelFile(dir, "chat_template.json"), templateFileSchema, "template/bad-json"))
+        ?.chat_template,
       join(dir, "chat_template.json"),
     );
   return source === null ? null : compileChatTemplate(source, config.tokens);
@@ -220,32 +231,20 @@ function defaultTemplate(value: unknown, path: string): string | null {
   );
 }
 
-const context = createContext({ task: undefined });
-const script = new Script("task()");
-
-/** Runs synchronous work under a clock: V8 stops it, wherever it is, and the process goes on. */
+/** Runs a part of a template's work under a clock. */
 function bounded<T>(timeout: number, code: "template/failed" | "template/bad-syntax", what: string, work: () => T): T {
-  const result: T[] = [];
-  context["task"] = () => {
-    result.push(work());
-  };
   try {
-    script.runInContext(context, { timeout, displayErrors: false });
+    return withinTime(timeout, work);
   } catch (cause) {
     if (cause instanceof StratumError) throw cause;
-    if ((cause as NodeJS.ErrnoException).code === "ERR_SCRIPT_EXECUTION_TIMEOUT") {
-      throw tooExpensive(`ran for more than ${timeout} ms`);
-    }
+    if (cause instanceof TimeUp) throw tooExpensive(`ran for more than ${timeout} ms`);
     throw new StratumError(
       code,
-      `${what}: ${messageOf(cause)}`,
+      `${what}: ${clip(messageOf(cause))}`,
       "check chat_template.jinja against the model's page, or remove it to rank without a template",
       cause,
     );
-  } finally {
-    context["task"] = undefined;
   }
-  return result[0] as T;
 }
 
 interface Call {
@@ -278,27 +277,79 @@ function repairAttributeTests(program: unknown): void {
 }
 
 /** What is used of the library's interpreter: its published types do not resolve under Node's module rules. */
-type Evaluate = (statement: unknown, scope: unknown) => { readonly value: unknown };
+type Evaluate = (statement: unknown, scope: unknown) => RuntimeValue;
+interface RuntimeValue {
+  readonly type: string;
+  readonly value: unknown;
+}
 
 /** The clock alone would make the bound depend on the machine's speed, and would let memory run out first. */
 function boundedInterpreter(scope: Environment): Interpreter {
   const interpreter = new Interpreter(scope);
   const evaluate: Evaluate = interpreter.evaluate.bind(interpreter);
+  const check = sizeBound();
   let steps = 0;
   const counted: Evaluate = (statement, environment) => {
     if (++steps > MAX_STEPS) throw tooExpensive(`took more than ${MAX_STEPS} steps`);
     const result = evaluate(statement, environment);
-    const { value } = result;
-    if (typeof value === "string" && value.length > MAX_OUTPUT) {
-      throw tooExpensive(`built a text of more than ${MAX_OUTPUT} characters`);
-    }
-    if (Array.isArray(value) && value.length > MAX_ITEMS) {
-      throw tooExpensive(`built a list of more than ${MAX_ITEMS} items`);
-    }
+    check(result);
     return result;
   };
   interpreter.evaluate = counted;
   return interpreter;
+}
+
+/**
+ * What bounds the values of one rendering: each by itself, what it would be as text (a list of a list of ... is small and
+ * writes itself as a text of any length), and all of them together.
+ */
+function sizeBound(): (value: RuntimeValue) => void {
+  let [characters, items, depth] = [0, 0, 0];
+  const counted = new WeakSet<RuntimeValue>();
+  // Values are immutable but for namespaces; what holds one of those is measured again each time.
+  const sizes = new WeakMap<RuntimeValue, number>();
+
+  /** Characters of a value's text, about. */
+  function sizeOf(value: RuntimeValue): number {
+    const inside = value.value;
+    if (typeof inside === "string") return inside.length;
+    if (!Array.isArray(inside) && !(inside instanceof Map)) return 8;
+    return sizes.get(value) ?? sizeOfItems(value, inside);
+  }
+
+  function sizeOfItems(value: RuntimeValue, inside: readonly RuntimeValue[] | ReadonlyMap<string, RuntimeValue>) {
+    const count = "length" in inside ? inside.length : inside.size;
+    if (count > MAX_ITEMS) throw tooExpensive(`built a list of more than ${MAX_ITEMS} items`);
+    if (!counted.has(value)) {
+      counted.add(value);
+      items += count;
+      if (items > MAX_ALL_ITEMS) throw tooExpensive(`put more than ${MAX_ALL_ITEMS} items into lists`);
+    }
+    // A namespace can hold itself: its text has no end, as the library's own recursion will find.
+    if (depth === MAX_NESTING) return 0;
+    depth++;
+    let size = 0;
+    let fixed = value.type !== "NamespaceValue";
+    for (const [key, item] of inside.entries()) {
+      size += sizeOf(item) + 2 + (typeof key === "string" ? key.length : 0);
+      if (size > MAX_OUTPUT) throw tooExpensive(`built a list that is a text of more than ${MAX_OUTPUT} characters`);
+      fixed &&= typeof item.value !== "object" || item.value === null || sizes.has(item);
+    }
+    depth--;
+    if (fixed) sizes.set(value, size);
+    return size;
+  }
+
+  return (value) => {
+    const size = sizeOf(value);
+    if (typeof value.value !== "string") return;
+    if (size > MAX_OUTPUT) throw tooExpensive(`built a text of more than ${MAX_OUTPUT} characters`);
+    // Short ones cost no more than the step that made them.
+    if (size < SHORT || counted.has(value)) return;
+    counted.add(value);
+    characters += size;
+    if (characters > MAX_CHARACTERS) throw tooExpensive(`built more than ${MAX_CHARACTERS} characters of text`);
+  };
 }
 
 function boundedRange(first: unknown, second?: unknown, step: unknown = 1): number[] {

@@ -9,6 +9,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import { isJsonObject, isSystemError, readJsonFile, show, unreadable } from "./json.ts";
+import { modelFile } from "./model-folder.ts";
 import { notADirectory, noWeights } from "./other-formats.ts";
 import { newReadLog, openSafetensors, type ReadLog, type SafetensorsFile, type TensorInfo } from "./safetensors.ts";
 import { type RowRange, readTensorColumns, readTensorRows } from "./tensor-rows.ts";
@@ -69,14 +70,14 @@ const NOT_A_MODEL = new Set(["adapter_model.safetensors"]);
 
 /**
  * Opens the weights of a model folder. With `remote`, files that the folder lacks are fetched when a tensor of them is
- * read, and not before. Links to the files themselves are followed (the hub cache is made of them); names
- * in an index that point anywhere else are refused.
+ * read, and not before. Names in an index that are no files of the folder are refused, and links that lead out of it
+ * elsewhere than into the hub cache.
  *
- * The reading methods throw `model/missing-tensor`, `model/missing-shard`, `model/bad-index`, and what
- * {@link openSafetensors} throws.
+ * The reading methods throw `model/missing-tensor`, `model/missing-shard`, `model/bad-index`, `model/outside-link`, and
+ * what {@link openSafetensors} throws.
  *
  * @throws StratumError `model/missing`, `model/not-a-directory`, `model/no-weights`, `model/ambiguous-weights`,
- *   `model/bad-index`, for a single file what {@link openSafetensors} throws, and what `remote` throws
+ *   `model/bad-index`, `model/outside-link`, for a single file what {@link openSafetensors} throws, and what `remote` throws
  */
 export async function openCheckpoint(directory: string, remote?: RemoteFiles): Promise<Checkpoint> {
   const files = await listFolder(directory);
@@ -92,7 +93,7 @@ export async function openCheckpoint(directory: string, remote?: RemoteFiles): P
       return shardedCheckpoint(directory, shardOf, log, remote, new Map([[file, Promise.resolve(tensors)]]));
     }
   }
-  const file = await openSafetensors(join(directory, onlyWeightFile(directory, files)), log);
+  const file = await openSafetensors(await modelFile(directory, onlyWeightFile(directory, files)), log);
   return checkpointOf(directory, file.tensors, { fileOf: async () => file, close: file.close }, log);
 }
 
@@ -110,7 +111,7 @@ function shardedCheckpoint(
   async function openShard(shard: string, name: string): Promise<SafetensorsFile> {
     try {
       await remote?.fetch([shard]);
-      return await openSafetensors(join(directory, shard), log);
+      return await openSafetensors(await modelFile(directory, shard), log);
     } catch (error) {
       // So that a shard that is fetched meanwhile is found by the next try.
       opened.delete(shard);
@@ -263,7 +264,7 @@ function onlyWeightFile(directory: string, files: readonly string[]): string {
 }
 
 async function readIndex(directory: string): Promise<ReadonlyMap<string, string>> {
-  const path = join(directory, INDEX);
+  const path = await modelFile(directory, INDEX);
   const fix = "download the index again";
   const file = { what: "the shards' index", maxBytes: INDEX_BYTES, fix } as const;
   const index = await readJsonFile(path, { ...file, missing: "model/bad-index", bad: "model/bad-index" });

@@ -3,10 +3,10 @@
  * (engine/families).
  */
 import { readdir, stat } from "node:fs/promises";
-import { join } from "node:path";
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { isJsonObject, readJsonFile, show } from "./json.ts";
+import { modelFile } from "./model-folder.ts";
 import { notADirectory, noWeights, otherWeights } from "./other-formats.ts";
 
 /** A parsed config.json. */
@@ -32,10 +32,10 @@ export const positions = size(MAX_INDEX);
 /**
  * Reads `config.json` of a model folder, or a file of that kind whose name ends in `.json`.
  * @throws {StratumError} `config/missing`, `config/bad-json` (also for more than 10 MB), `file/unreadable`;
- *   `model/not-a-directory`, and `model/no-weights` for a folder without it that holds weights of another format alone
+ *   `model/outside-link`, `model/not-a-directory`, and `model/no-weights` for a folder without it that holds weights of another format alone
  */
 export async function readConfigFile(directory: string): Promise<ConfigFile> {
-  const path = directory.endsWith(".json") ? directory : join(directory, "config.json");
+  const path = directory.endsWith(".json") ? directory : await modelFile(directory, "config.json");
   const config = await readJsonFile(path, {
     what: `the model's config.json (in ${directory})`,
     maxBytes: MAX_CONFIG_BYTES,

@@ -16,16 +16,26 @@ export interface JsonFile {
   readonly fix: string;
 }
 
+/** No file of ours nests like this, and what walks a value recursively (`JSON.stringify`) has a stack to lose. */
+export const MAX_JSON_DEPTH = 512;
+/** An empty object takes 56 bytes of memory and 3 of a file: what a text may cost is counted before it is parsed. */
+const MAX_OBJECTS = 2 ** 22;
+const MAX_VALUES = 2 ** 24;
+
 /**
  * Reads and parses one JSON file (UTF-8, a byte order mark is allowed).
  *
- * @throws StratumError `file.missing`; `file.bad` when it is too large, no UTF-8 or no JSON; `file/not-a-file`;
- *   `file/unreadable` when the system refuses
+ * @throws StratumError `file.missing`; `file.bad` when it is too large, no UTF-8, no JSON, nested deeper than
+ *   {@link MAX_JSON_DEPTH} or of too many values; `file/not-a-file`; `file/unreadable` when the system refuses
  */
 export async function readJsonFile(path: string, file: JsonFile): Promise<unknown> {
   const bytes = await readRegular(path, file);
   try {
-    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes)) as unknown;
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    const fault = findJsonFault(text, MAX_JSON_DEPTH, "any");
+    if (fault?.type === "depth") throw new Error(`nested deeper than ${MAX_JSON_DEPTH} at character ${fault.at + 1}`);
+    if (fault !== null) throw new Error(`too many values, at character ${fault.at + 1}`);
+    return JSON.parse(text) as unknown;
   } catch (cause) {
     const message = `${file.what} is not valid JSON: ${path}: ${clip(messageOf(cause))}`;
     throw new StratumError(file.bad, message, file.fix, cause);
@@ -85,34 +95,44 @@ export function clip(text: string): string {
 /** The first fault of a JSON text that `JSON.parse` does not report. */
 export type JsonFault =
   | { readonly type: "depth"; readonly at: number }
+  | { readonly type: "size"; readonly at: number }
   | { readonly type: "duplicate"; readonly key: string; readonly at: number };
 
 const QUOTE = 0x22;
 const COLON = 0x3a;
+const COMMA = 0x2c;
+const [BRACE, END_BRACE, BRACKET, END_BRACKET] = [0x7b, 0x7d, 0x5b, 0x5d];
 
 /**
- * Finds nesting deeper than `maxDepth` and keys that occur twice in one object, with escapes decoded (`"a"` and
- * `"\u0061"` are one key). Checks nothing else, so that any text is safe to scan before `JSON.parse` sees it.
+ * Finds nesting deeper than `maxDepth`, more objects and lists than are read at once, and keys that occur twice in one
+ * object, with escapes decoded (`"a"` and `"\u0061"` are one key). Checks nothing else, so that any text is safe to scan
+ * before `JSON.parse` sees it.
+ *
+ * @param keys `any`: keys may occur twice, and no memory is spent on finding out
  */
-export function findJsonFault(text: string, maxDepth: number): JsonFault | null {
+export function findJsonFault(text: string, maxDepth: number, keys: "unique" | "any" = "unique"): JsonFault | null {
   // A set of keys for every open object, null for every open array.
   const nest: (Set<string> | null)[] = [];
+  let [objects, values] = [0, 0];
   for (let i = 0; i < text.length; i++) {
     const char = text.charCodeAt(i);
     if (char === QUOTE) {
       const end = endOfString(text, i);
       if (end < 0) return null;
-      const keys = nest.at(-1);
-      if (keys && nextCharCode(text, end + 1) === COLON) {
+      const seen = nest.at(-1);
+      if (seen && nextCharCode(text, end + 1) === COLON) {
         const key = decodeString(text.slice(i, end + 1));
-        if (keys.has(key)) return { type: "duplicate", key, at: i };
-        keys.add(key);
+        if (seen.has(key)) return { type: "duplicate", key, at: i };
+        seen.add(key);
       }
       i = end;
-    } else if (char === 0x7b || char === 0x5b) {
+    } else if (char === COMMA) {
+      if (++values > MAX_VALUES) return { type: "size", at: i };
+    } else if (char === BRACE || char === BRACKET) {
       if (nest.length === maxDepth) return { type: "depth", at: i };
-      nest.push(char === 0x7b ? new Set() : null);
-    } else if (char === 0x7d || char === 0x5d) nest.pop();
+      if (++objects > MAX_OBJECTS) return { type: "size", at: i };
+      nest.push(char === BRACE && keys === "unique" ? new Set() : null);
+    } else if (char === END_BRACE || char === END_BRACKET) nest.pop();
   }
   return null;
 }

@@ -119,6 +119,10 @@ function parseObject(header: Uint8Array, path: string): Readonly<Record<string, 
     const message = `${path}: the header nests deeper than ${MAX_DEPTH} levels at character ${found.at}`;
     throw fault("safetensors/header-nesting", message);
   }
+  if (found?.type === "size") {
+    const message = `${path}: the header holds more values, up to character ${found.at}, than any set of tensors needs`;
+    throw fault("safetensors/header-too-large", message);
+  }
   if (found?.type === "duplicate") {
     const message = `${path}: the header holds the key ${show(found.key)} twice, again at character ${found.at}`;
     throw fault("safetensors/duplicate-key", message);

@@ -5,16 +5,23 @@
  * blanks (https://github.com/huggingface/transformers/issues/45488).
  */
 
-import { join } from "node:path";
 import { Tokenizer as HubTokenizer } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
-import { readJsonFile } from "./json.ts";
+import { clip, readJsonFile } from "./json.ts";
+import { modelFile } from "./model-folder.ts";
+import { withinTime } from "./time-bound.ts";
+import { checkTokenizerLimits } from "./tokenizer-limits.ts";
 
 /** Larger files are refused before they are read; the largest published tokenizer.json (256k entries) is about 35 MB. */
-const MAX_FILE_BYTES = 256 * 2 ** 20;
+const MAX_FILE_BYTES = 128 * 2 ** 20;
 /** A larger id would make the library's tables sparse; the largest published vocabularies stay near one million. */
 const MAX_ID = 2 ** 24;
+/** The largest published tokenizer is built in 2 seconds. */
+const MAX_BUILD_MS = 60_000;
+/** A regular expression of the file can take any time; published tokenizers need about a microsecond a character. */
+const MAX_CODE_MS = 10_000;
+const MAX_CODE_MS_PER_CHARACTER = 0.02;
 
 /** Matches half of a surrogate pair: text that no UTF-8 file, and so no reference tokenizer, can hold. */
 export const LONE_SURROGATE = /\p{Surrogate}/u;
@@ -32,7 +39,7 @@ export interface Tokenizer {
    * @throws StratumError `tokenizer/bad-text` for half of a surrogate pair, `tokenizer/failed` when the text cannot be encoded.
    */
   encode(text: string, options: { readonly addSpecialTokens: boolean }): Int32Array;
-  /** The text of ids. @throws StratumError `tokenizer/failed` for an id outside the vocabulary. */
+  /** The text of ids. @throws StratumError `tokenizer/failed` for an id outside the vocabulary, or when it cannot be written. */
   decode(ids: ArrayLike<number>, options?: { readonly skipSpecialTokens?: boolean }): string;
   readonly bosToken: string | null;
   readonly eosToken: string | null;
@@ -118,11 +125,13 @@ export async function readOptionalJson<T>(
  * The special tokens of a model directory, from `tokenizer_config.json` and the older `special_tokens_map.json`; both may
  * be absent. As in transformers, the older file wins over a config without `added_tokens_decoder`.
  *
- * @throws StratumError `tokenizer/bad-json`, `file/unreadable`, `file/not-a-file`.
+ * @throws StratumError `tokenizer/bad-json`, `model/outside-link`, `file/unreadable`, `file/not-a-file`.
  */
 export async function readTokenizerConfig(dir: string): Promise<TokenizerConfig> {
-  const raw = (await readOptionalJson(join(dir, "tokenizer_config.json"), objectSchema, "tokenizer/bad-json")) ?? {};
-  const map = (await readOptionalJson(join(dir, "special_tokens_map.json"), objectSchema, "tokenizer/bad-json")) ?? {};
+  const raw =
+    (await readOptionalJson(await modelFile(dir, "tokenizer_config.json"), objectSchema, "tokenizer/bad-json")) ?? {};
+  const map =
+    (await readOptionalJson(await modelFile(dir, "special_tokens_map.json"), objectSchema, "tokenizer/bad-json")) ?? {};
   const all = raw["added_tokens_decoder"] === undefined ? { ...raw, ...map } : { ...map, ...raw };
   const extra = all["extra_special_tokens"];
   const extraByName = objectSchema.safeParse(extra).data ?? {};
@@ -146,11 +155,12 @@ export async function readTokenizerConfig(dir: string): Promise<TokenizerConfig>
 /**
  * The tokenizer of a Hugging Face model directory.
  *
+ * @param maxMilliseconds - what encoding and decoding may take, beside 20 us a character or token.
  * @throws StratumError `tokenizer/missing`, `tokenizer/bad-json`, `tokenizer/unsupported` when the library cannot build it,
- *   `file/unreadable`, `file/not-a-file`.
+ *   `model/outside-link`, `file/unreadable`, `file/not-a-file`.
  */
-export async function loadTokenizer(dir: string): Promise<Tokenizer> {
-  const path = join(dir, "tokenizer.json");
+export async function loadTokenizer(dir: string, maxMilliseconds: number = MAX_CODE_MS): Promise<Tokenizer> {
+  const path = await modelFile(dir, "tokenizer.json");
   const json = await readOptionalJson(path, tokenizerSchema, "tokenizer/bad-json");
   if (json === null) {
     throw new StratumError(
@@ -164,6 +174,7 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
   if (type !== undefined && !MODEL_TYPES.includes(type)) {
     throw unsupported(path, `its model is of type ${JSON.stringify(type)}; known are ${MODEL_TYPES.join(", ")}`);
   }
+  checkTokenizerLimits(json, path);
   const config = await readTokenizerConfig(dir);
   const addedTokens = mergeAddedTokens(json.added_tokens ?? [], config, json.model["vocab"]);
   const baseVocabSize = baseVocabulary(path, json.model["vocab"], new Set(addedTokens.map((token) => token.content)));
@@ -173,16 +184,10 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
   let hub: HubTokenizer;
   try {
     // Only what the Rust tokenizer also reads: the library would apply options of the config that transformers ignores.
-    hub = new HubTokenizer(
-      {
-        normalizer: null,
-        pre_tokenizer: null,
-        post_processor: null,
-        decoder: null,
-        ...json,
-        added_tokens: addedTokens,
-      },
-      { eos_token: eosToken ?? undefined },
+    const file = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, ...json };
+    hub = withinTime(
+      MAX_BUILD_MS,
+      () => new HubTokenizer({ ...file, added_tokens: addedTokens }, { eos_token: eosToken ?? undefined }),
     );
   } catch (cause) {
     throw unsupported(path, cause);
@@ -198,11 +203,12 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
     }
     let ids: number[];
     try {
-      ids = hub.encode(text, { add_special_tokens: addSpecialTokens }).ids;
+      const most = maxMilliseconds + text.length * MAX_CODE_MS_PER_CHARACTER;
+      ids = withinTime(most, () => hub.encode(text, { add_special_tokens: addSpecialTokens }).ids);
     } catch (cause) {
       throw new StratumError(
         "tokenizer/failed",
-        `the tokenizer failed on a text of ${text.length} characters: ${messageOf(cause)}`,
+        `the tokenizer failed on a text of ${text.length} characters: ${clip(messageOf(cause))}`,
         "shorten the text, or pass token ids",
         cause,
       );
@@ -229,10 +235,20 @@ export async function loadTokenizer(dir: string): Promise<Tokenizer> {
         throw new StratumError("tokenizer/failed", `no token has the id ${bad}`, `use ids below ${vocabSize}`);
       }
       if (list.length === 0) return "";
-      return hub.decode(list, {
+      const how = {
         skip_special_tokens: options.skipSpecialTokens ?? false,
         clean_up_tokenization_spaces: false,
-      });
+      };
+      try {
+        return withinTime(maxMilliseconds + list.length * MAX_CODE_MS_PER_CHARACTER, () => hub.decode(list, how));
+      } catch (cause) {
+        throw new StratumError(
+          "tokenizer/failed",
+          `the tokenizer cannot write ${list.length} tokens as text: ${clip(messageOf(cause))}`,
+          "check that tokenizer.json is complete",
+          cause,
+        );
+      }
     },
     bosToken: config.tokens["bos_token"] ?? null,
     eosToken,
@@ -353,7 +369,7 @@ function findPrefix(path: string, encode: Tokenizer["encode"]): readonly number[
 function unsupported(path: string, cause: unknown): StratumError {
   return new StratumError(
     "tokenizer/unsupported",
-    `cannot build a tokenizer from ${path}: ${messageOf(cause)}`,
+    `cannot build a tokenizer from ${path}: ${clip(messageOf(cause))}`,
     "check that the file is complete; `extract` on token ids needs no tokenizer",
     cause,
   );

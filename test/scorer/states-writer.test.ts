@@ -123,6 +123,19 @@ describe("another form of the same name", () => {
     expect(files()).toEqual(["states-00042.safetensors", "states.safetensors"]);
   });
 
+  it("is no way to other files, whatever an index names", async () => {
+    const others = ["model.safetensors", "lists.jsonl", "states-00001.safetensors.bak", "other-00001.safetensors"];
+    for (const name of others) await writeFile(join(folder.path, name), "somebody else's");
+    const map = Object.fromEntries(
+      [...others, "../x", "states.safetensors.index.json"].map((name, i) => [`t${i}`, name]),
+    );
+    await writeFile(join(folder.path, "states.safetensors.index.json"), JSON.stringify({ weight_map: map }));
+    const whole = await open();
+    await whole.add(sequence(0, 1));
+    await whole.finish();
+    expect(files()).toEqual([...others, "states.safetensors"].sort());
+  });
+
   it("is left alone by a run that ends early", async () => {
     const parted = await open({ partBytes: 60 });
     for (let i = 0; i < 5; i++) await parted.add(sequence(i, 1));

@@ -3,9 +3,12 @@ import { mkdir, mkdtemp, readdir, rename, rm, symlink, writeFile } from "node:fs
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { loadChatTemplate } from "../../weights/chat-template.ts";
 import { openCheckpoint } from "../../weights/checkpoint.ts";
+import { readConfigFile } from "../../weights/config.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
+import { loadTokenizer } from "../../weights/tokenizer.ts";
 
 let folder = "";
 beforeEach(async () => {
@@ -126,6 +129,45 @@ describe("a sharded model", () => {
     expect(await model.read(Q1.name)).toEqual(Q1.bytes);
     await rm(join(folder, "blobs", "0"));
     await expect(model.read(Q0.name)).rejects.toThrow(failing("model/missing-shard", FIRST));
+  });
+
+  it("follows no other link that leads out of the folder", async () => {
+    const model = join(folder, "model");
+    const blobs = join(folder, "models--org--name", "blobs");
+    await mkdir(model);
+    await mkdir(blobs, { recursive: true });
+    const open = async () => {
+      await using opened = await openCheckpoint(model);
+      return await opened.read(Q1.name);
+    };
+    await writeIndex({ [Q1.name]: SECOND });
+    await rename(join(folder, "model.safetensors.index.json"), join(model, "model.safetensors.index.json"));
+    for (const target of [join("..", SECOND), join(folder, SECOND)]) {
+      await symlink(target, join(model, SECOND));
+      await expect(open()).rejects.toThrow(failing("model/outside-link", SECOND));
+      await rm(join(model, SECOND));
+    }
+    // Python's hub client links a folder of one's own to its cache.
+    await rename(join(folder, SECOND), join(blobs, "0123"));
+    await symlink(join(blobs, "0123"), join(model, SECOND));
+    expect(await open()).toEqual(Q1.bytes);
+    await rm(join(model, SECOND));
+    await mkdir(join(model, "sub"));
+    await rename(join(blobs, "0123"), join(model, "sub", "w"));
+    await symlink(join("sub", "w"), join(model, SECOND));
+    expect(await open()).toEqual(Q1.bytes);
+
+    for (const [file, load] of [
+      ["config.json", readConfigFile],
+      ["tokenizer.json", loadTokenizer],
+      ["tokenizer_config.json", loadChatTemplate],
+      ["chat_template.jinja", loadChatTemplate],
+    ] as const) {
+      await writeFile(join(folder, "outside"), "{}");
+      await symlink(join("..", "outside"), join(model, file));
+      await expect(load(model), file).rejects.toThrow(failing("model/outside-link", file));
+      await rm(join(model, file));
+    }
   });
 
   it.each([

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
 import { badValue, configFile, parseEntries, positive, readConfigFile, size, tokenId } from "../../weights/config.ts";
+import { readJsonFile } from "../../weights/json.ts";
 
 const ENTRIES = { model_type: "llama", hidden_size: 64, rope_scaling: { rope_type: "linear", factor: 2.5 } };
 
@@ -55,6 +56,23 @@ describe("config.json", () => {
     }
     await writeFile(join(folder, "config.json"), `{"model_type":"llama"}${" ".repeat(10_000_000)}`);
     await expect(readConfigFile(folder)).rejects.toThrow(failing("config/bad-json", "too large", "10000022"));
+  });
+
+  it("nested so deep that quoting it would overflow the stack, or of more values than fit into memory", async () => {
+    const path = join(folder, "config.json");
+    await writeFile(path, `{"model_type":${"[".repeat(100_000)}${"]".repeat(100_000)}}`);
+    await expect(readConfigFile(folder)).rejects.toThrow(failing("config/bad-json", "nested deeper than 512"));
+    const big = {
+      what: "a list",
+      maxBytes: 2 ** 26,
+      missing: "config/missing",
+      bad: "config/bad-json",
+      fix: "-",
+    } as const;
+    await writeFile(path, `[${"{},".repeat(5_000_000)}{}]`);
+    const before = process.resourceUsage().maxRSS;
+    await expect(readJsonFile(path, big)).rejects.toThrow(failing("config/bad-json", "too many values"));
+    expect(process.resourceUsage().maxRSS - before).toBeLessThan(200 * 1024);
   });
 
   it("JSON, but no object", async () => {

@@ -49,6 +49,11 @@ const failing = (code: string, ...texts: string[]) =>
     message: texts.length === 0 ? expect.any(String) : expect.stringMatching(texts.map((t) => `(?=.*${t})`).join("")),
   });
 
+it("counts what a header would take in memory before it is parsed", () => {
+  const header = `{"a":[${"{},".repeat(5_000_000)}{}]}`;
+  expect(() => parse(header, 0)).toThrow(failing("safetensors/header-too-large", "more values"));
+});
+
 describe("valid headers", () => {
   it("orders tensors by their place in the file, whatever the header's order", () => {
     const { tensors } = parse(`{"z":${entry("U8", "[2]", 4, 6)},"y":${entry("U8", "[4]", 0, 4)}}`, 6);

@@ -206,9 +206,72 @@ describe("files that cannot be used", () => {
     await write("tokenizer_config.json", "{");
     expect(await code()).toBe("tokenizer/bad-json");
     const sparse = await open(join(dir, "tokenizer.json"), "w");
-    await sparse.truncate(257 * 2 ** 20);
+    await sparse.truncate(129 * 2 ** 20);
     await sparse.close();
-    await expect(loadTokenizer(dir)).rejects.toThrowError(/at most 268435456/);
+    await expect(loadTokenizer(dir)).rejects.toThrowError(/at most 134217728/);
+  });
+});
+
+describe("a file that would run away", () => {
+  const repeated = (times: number, component: unknown) => Array.from({ length: times }, () => component);
+  const doubling = { type: "Replace", pattern: { String: "a" }, content: "aa" };
+  const single = bosThenText.single;
+
+  it.each<[string, Record<string, unknown>, RegExp]>([
+    ["pieces of no characters", { pre_tokenizer: { type: "FixedLength", length: 0 } }, /pieces of 0/],
+    ["pieces of a length that is not given", { pre_tokenizer: { type: "FixedLength" } }, /pieces of undefined/],
+    [
+      "pieces within a sequence",
+      { pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "FixedLength", length: -1 }] } },
+      /pieces of -1/,
+    ],
+    [
+      "a text doubled forty times",
+      { normalizer: { type: "Sequence", normalizers: repeated(40, doubling) } },
+      /1099511627776 times as long/,
+    ],
+    [
+      "a long text between any two characters",
+      { normalizer: { type: "Replace", pattern: { String: "" }, content: "x".repeat(1e5) } },
+      /content of its "Replace"/,
+    ],
+    ["a long text in front", { normalizer: { type: "Prepend", prepend: "x".repeat(1e5) } }, /prepend of its "Prepend"/],
+    [
+      "a hundred thousand tokens around a text",
+      { post_processor: { ...bosThenText, single: [...repeated(100_000, single[0]), single[1]] } },
+      /100001 tokens around a text/,
+    ],
+    [
+      "more parts than any has",
+      { normalizer: { type: "Sequence", normalizers: repeated(5000, { type: "NFC" }) } },
+      /components in its normalizer/,
+    ],
+    [
+      "added tokens of many characters",
+      { added_tokens: [special(50, "a".repeat(2 ** 20)), special(51, "b".repeat(2 ** 20))] },
+      /2097152 characters in its added tokens/,
+    ],
+    [
+      "a pattern that is none, which the library would print",
+      { normalizer: { type: "Replace", pattern: { Other: "\u001b[2J" }, content: "" } },
+      /pattern of its Replace/,
+    ],
+  ])("is refused: %s", async (_what, changes, message) => {
+    await write("tokenizer.json", tokenizerJson(changes));
+    await expect(loadTokenizer(dir)).rejects.toMatchObject({
+      code: "tokenizer/unsupported",
+      message: expect.stringMatching(message),
+    });
+  });
+
+  it("is stopped by the clock inside a regular expression, and the next text is encoded", async () => {
+    const split = { type: "Split", pattern: { Regex: "(a|a)*d" }, behavior: "Isolated", invert: false };
+    await write("tokenizer.json", tokenizerJson({ pre_tokenizer: split }));
+    const tokenizer = await loadTokenizer(dir, 200);
+    expect(() => tokenizer.encode("a".repeat(60), { addSpecialTokens: false })).toThrowError(
+      expect.objectContaining({ code: "tokenizer/failed", message: expect.stringContaining("more than 202 ms") }),
+    );
+    expect([...tokenizer.encode("abc", { addSpecialTokens: false })]).toEqual([9]);
   });
 });
 
