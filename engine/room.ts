@@ -11,6 +11,18 @@ export const MOST_LOSSES = 3;
 /** Rows of a batch below which it is not the batch that memory is short for. */
 const LEAST_ROWS = 64;
 
+/**
+ * Half as many rows a batch, as memory was short for so many; it is said.
+ * @param enough rows that memory has sufficed for
+ * @returns null where it is not the batch that memory is short for
+ */
+export function fewerRows(device: Device, { message }: StratumError, rows: number, enough = 0): number | null {
+  if (rows < 2 * LEAST_ROWS || rows <= enough) return null;
+  const less = Math.max(enough, Math.floor(rows / 2));
+  device.note(`${message}; batches have at most ${less} tokens from now on (${rows} before)`);
+  return less;
+}
+
 /** Counts what goes wrong until something has gone well. */
 interface Recovery {
   /**
@@ -33,12 +45,12 @@ function recovery(device: Device): Recovery {
       const cause = thrown instanceof StratumError ? thrown : device.failure;
       if (cause === undefined) throw thrown;
       const { code, message, fix } = cause;
-      let less: number | undefined;
-      // Where the device is as it was, whoever asked for the memory has tried with less.
+      let less: number | null = null;
       const latched = device.failure !== undefined;
-      if (code === "memory/out-of-memory" && latched && rows !== undefined && rows >= 2 * LEAST_ROWS) {
-        less = Math.floor(rows / 2);
-        device.note(`${message}; batches have at most ${less} tokens from now on (${rows} before)`);
+      if (code === "memory/out-of-memory") {
+        // Where the device is as it was, whoever asked for the memory has tried with less.
+        if (latched && rows !== undefined) less = fewerRows(device, cause, rows);
+        if (less === null) throw cause;
       } else if (code === "device/lost") {
         losses++;
         if (losses >= MOST_LOSSES) {
@@ -52,7 +64,7 @@ function recovery(device: Device): Recovery {
         if (latched) device.note(`${message}; it is opened again, and what was under way is repeated`);
       } else throw cause;
       if (latched) await device.renew(generation);
-      return less;
+      return less ?? undefined;
     },
     done() {
       losses = 0;

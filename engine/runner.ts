@@ -5,7 +5,7 @@ import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { spanMean } from "../kernels/span-mean.ts";
 import { type Batch, type PackOptions, pooledRows, rowOf } from "./batch.ts";
-import type { DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { DeviceBuffer } from "./device.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import {
   type ForwardKernels,
@@ -14,23 +14,15 @@ import {
   type Recording,
   type RowSet,
   recordBlock,
-  type Workspace,
 } from "./forward.ts";
 import type { LoadedModel } from "./model.ts";
-import type { BoundBuffer, Pipeline } from "./pipelines.ts";
-import {
-  batchBudget,
-  PARAM_SLOT_BYTES,
-  paramSlots,
-  planWorkspace,
-  type RunOutput,
-  type RunRequest,
-  type WorkspaceName,
-} from "./plan.ts";
-import { checkPlan, createPlanned, type PlannedMemory, sumBytes } from "./planned-buffer.ts";
+import type { Pipeline } from "./pipelines.ts";
+import { batchBudget, PARAM_SLOT_BYTES, paramSlots, type RunOutput, type RunRequest } from "./plan.ts";
+import { type PlannedMemory, sumBytes } from "./planned-buffer.ts";
 import { Recorder } from "./recorder.ts";
-import { longFrom, ropeRegions, ropeTables, turnRows } from "./rope-table.ts";
+import { longFrom, turnRows } from "./rope-table.ts";
 import { textureWidths } from "./weight-plan.ts";
+import { createWorkingBuffers } from "./working-buffers.ts";
 
 /** A pair of sequences, as indices into a batch's. */
 export type SequencePair = readonly [number, number];
@@ -79,9 +71,6 @@ export interface Runner extends Disposable {
   withStates<T>(batch: Batch, use: (states: DeviceBuffer, count: number, cosines: Cosines) => Promise<T>): Promise<T>;
 }
 
-/** Rows below which working buffers that find no memory are no matter of their size. */
-const LEAST_ROWS = 64;
-
 /**
  * Compiles the kernels and allocates the working buffers. The plan is checked against the adapter's limits first.
  * @param mostRows bounds a batch beyond what the request says: memory was short before
@@ -109,56 +98,12 @@ export async function createRunner(
   const dispatchFlops = (engine.dispatchFlops ?? DISPATCH_FLOPS) * device.pace;
   const size = { taps: layers.length, output, pooling, dispatchFlops, textures: textureWidths(model.plan) };
   const granted = batchBudget(spec, device.info.limits, { ...size, batchTokens });
-  let maxBudget = Math.min(granted.maxBudget, mostRows);
-  let budget = Math.min(granted.budget, mostRows);
-  let plan: readonly PlannedMemory[] = [];
-  let workspace = {} as Workspace;
-  let tables: readonly BoundBuffer[] = [];
+  const most = (rows: number) => Math.min(rows, mostRows);
+  const held = await createWorkingBuffers(device, spec, size, {
+    budget: most(granted.budget),
+    maxBudget: most(granted.maxBudget),
+  });
   const packing = { longFrom: longFrom(spec.config) };
-
-  const release = () => {
-    for (const buffer of Object.values(workspace)) buffer.destroy();
-    workspace = {} as Workspace;
-    plan = [];
-  };
-  const allocateRows = async (rows: number) => {
-    const planned = planWorkspace(spec, { ...size, rows });
-    checkPlan([...planned.values()], device.info.limits);
-    // The old buffers first: both together may be more than there is.
-    release();
-    const made: Partial<Record<WorkspaceName, DeviceBuffer | DeviceTexture>> = {};
-    // What a run's output does not need is absent; `inTurn` keeps each method to its output.
-    workspace = made as Workspace;
-    try {
-      await device.allocating(() => {
-        for (const [name, buffer] of planned) made[name] = createPlanned(device, buffer);
-      });
-      const regions = ropeRegions(spec.config, rows);
-      if (regions.length > 0) device.write(workspace.ropeTable, ropeTables(regions, rows));
-      tables = regions.map(({ offset, bytes }) => ({ buffer: workspace.ropeTable, offset, size: bytes }));
-    } catch (cause) {
-      release();
-      throw cause;
-    }
-    plan = [...planned.values()];
-    budget = rows;
-  };
-  const allocate = async (asked: number) => {
-    for (let rows = asked; ; ) {
-      try {
-        await allocateRows(rows);
-        return;
-      } catch (cause) {
-        const short = cause instanceof StratumError && cause.code === "memory/out-of-memory";
-        if (!short || device.failure !== undefined || rows < 2 * LEAST_ROWS) throw cause;
-        const less = Math.floor(rows / 2);
-        device.note(`${cause.message}; batches have at most ${less} tokens from now on (${rows} before)`);
-        rows = less;
-        maxBudget = less;
-      }
-    }
-  };
-  await allocate(budget);
 
   let kernels: ForwardKernels;
   let cosinePipeline: Pipeline | null;
@@ -168,7 +113,7 @@ export async function createRunner(
     cosinePipeline = output === "scores" ? await pipelines.get(cosine({ d, ...cosineDefaults(target) })) : null;
     meanPipeline = output !== "all" && pooling === "mean" ? await pipelines.get(spanMean({ d })) : null;
   } catch (cause) {
-    release();
+    held[Symbol.dispose]();
     throw cause;
   }
 
@@ -194,43 +139,43 @@ export async function createRunner(
   /** Uploads a batch and gives the uniforms of its dispatches. */
   async function begin(batch: Batch): Promise<Recording> {
     const rows = batch.ids.length;
-    if (rows > budget)
+    if (rows > held.budget)
       throw new StratumError(
         "memory/batch",
-        `a batch of ${rows} rows in a workspace of ${budget}`,
+        `a batch of ${rows} rows in a workspace of ${held.budget}`,
         "pack batches by the runner's budget",
       );
     const positions = Uint32Array.from({ length: rows }, (_, row) => batch.spans[row * 4 + 3]);
     const states = await device.span("embed", () => model.embedding.rows(batch.ids, positions));
-    device.write(workspace.x, states);
-    device.write(workspace.spans, batch.spans as Uint32Array<ArrayBuffer>);
-    if (tables.length > 0) device.write(workspace.turns, turnRows(batch, budget, packing.longFrom));
+    device.write(held.buffers.x, states);
+    device.write(held.buffers.spans, batch.spans as Uint32Array<ArrayBuffer>);
+    if (held.ropeTables.length > 0) device.write(held.buffers.turns, turnRows(batch, held.budget, packing.longFrom));
     const tiles = attentionTiles(batch.spans, rows, kernels.tileRows);
-    device.write(workspace.tiles, tiles as Uint32Array<ArrayBuffer>);
+    device.write(held.buffers.tiles, tiles as Uint32Array<ArrayBuffer>);
     const slots = new Map<string, number>();
     const params: Params = (count, offset = 0) => {
       const key = `${count} ${offset}`;
       let slot = slots.get(key);
       if (slot === undefined) {
         slot = slots.size;
-        if (slot >= paramSlots(spec.config, { ...size, rows: budget }))
+        if (slot >= paramSlots(spec.config, { ...size, rows: held.budget }))
           throw new StratumError(
             "kernel/params",
             `more than ${slot} distinct dispatch sizes in a batch`,
             "this is a defect of Stratum: please report it",
           );
         slots.set(key, slot);
-        device.write(workspace.params, Uint32Array.of(count, offset, 0, 0), slot * PARAM_SLOT_BYTES);
+        device.write(held.buffers.params, Uint32Array.of(count, offset, 0, 0), slot * PARAM_SLOT_BYTES);
       }
-      return { buffer: workspace.params, offset: slot * PARAM_SLOT_BYTES, size: 16 };
+      return { buffer: held.buffers.params, offset: slot * PARAM_SLOT_BYTES, size: 16 };
     };
     const keys = 1 + positions.reduce((most, position) => Math.max(most, position), 0);
-    const { spans, turns, tiles: uploaded } = workspace;
+    const { spans, turns, tiles: uploaded } = held.buffers;
     return {
       model,
       kernels,
-      workspace,
-      ropeTables: tables,
+      workspace: held.buffers,
+      ropeTables: held.ropeTables,
       params,
       steps: {
         rows: rowsPerDispatch(spec.config, dispatchFlops),
@@ -252,17 +197,17 @@ export async function createRunner(
     for (const [i, row] of lastRows.entries()) spans.set(allSpans.subarray(row * 4, row * 4 + 4), i * 4);
     // Each read-out row is a tile of its own: neighbours in the compacted rows belong to different sequences.
     const tiles = Uint32Array.from({ length: 2 * count }, (_, i) => (i % 2 === 0 ? i / 2 : 1));
-    device.write(workspace.readIndex, Uint32Array.from(lastRows));
-    device.write(workspace.readSpans, spans);
-    device.write(workspace.readTiles, tiles);
-    if (tables.length > 0) {
-      const turns = turnRows(batch, budget, packing.longFrom);
+    device.write(held.buffers.readIndex, Uint32Array.from(lastRows));
+    device.write(held.buffers.readSpans, spans);
+    device.write(held.buffers.readTiles, tiles);
+    if (held.ropeTables.length > 0) {
+      const turns = turnRows(batch, held.budget, packing.longFrom);
       device.write(
-        workspace.readTurns,
+        held.buffers.readTurns,
         Uint32Array.from(lastRows, (row) => turns[row]),
       );
     }
-    const { readSpans, readTurns, readTiles } = workspace;
+    const { readSpans, readTurns, readTiles } = held.buffers;
     return {
       ...{ rows: count, spans: readSpans, turns: readTurns, tiles: readTiles, tileCount: count },
       reach: (window, first, end) => attentionExtent(spans, tiles, window ?? 0, first, end),
@@ -272,7 +217,7 @@ export async function createRunner(
   /** Uploads which rows are averaged. @returns the sequences of one dispatch */
   function prepareMeans({ sequences }: Batch): number {
     const spans = sequences.map(pooledRows);
-    device.write(workspace.poolSpans, Uint32Array.from(spans.flat()));
+    device.write(held.buffers.poolSpans, Uint32Array.from(spans.flat()));
     const longest = sequences.reduce((most, { length, poolFrom }) => Math.max(most, length - poolFrom), 1);
     return meansPerDispatch(spec.config, longest, dispatchFlops);
   }
@@ -295,16 +240,16 @@ export async function createRunner(
     const recorder = new Recorder(device, "layer 0", engine.submitFlops);
     /** Records the read-out of a tapped layer from the rows of the whole batch. */
     const readTap = (tap: number) => {
-      const [x, out] = [workspace.x, workspace.states];
+      const [x, out] = [held.buffers.x, held.buffers.states];
       const at = (first: number, n: number) => params(n, tap * count + first);
       if (meanPipeline === null) {
-        const bound = { x, index: workspace.readIndex, out, params: at(0, count) };
+        const bound = { x, index: held.buffers.readIndex, out, params: at(0, count) };
         recorder.dispatch(kernels.gather, bound, count, { role: "read out" });
         return;
       }
       for (let first = 0; first < count; first += means) {
         const n = Math.min(means, count - first);
-        const spans = { buffer: workspace.poolSpans, offset: 16 * first, size: 16 * n };
+        const spans = { buffer: held.buffers.poolSpans, offset: 16 * first, size: 16 * n };
         const tokens = batch.sequences.slice(first, first + n).reduce((sum, s) => sum + s.length - s.poolFrom, 0);
         const extent = { outputs: n, inputs: Math.min(tokens, batch.ids.length), pairs: tokens };
         recorder.dispatch(meanPipeline, { x, spans, out, params: at(first, n) }, n, { role: "read out", extent });
@@ -316,7 +261,7 @@ export async function createRunner(
       if (layer > 0) recordBlock(recording, recorder, layer - 1, pruned);
       const tap = layers.indexOf(layer);
       if (tap >= 0 && pruned === null) readTap(tap);
-      if (pruned !== null) recorder.copy(workspace.read, 0, workspace.states, tap * count * d * 4, count * d * 4);
+      if (pruned !== null) recorder.copy(held.buffers.read, 0, held.buffers.states, tap * count * d * 4, count * d * 4);
     }
     await recorder.submit();
     return count;
@@ -337,53 +282,49 @@ export async function createRunner(
   /** Cosines of the states that a run has left. */
   async function scorePairs(pairs: readonly SequencePair[]): Promise<Float32Array> {
     if (pairs.length === 0) return new Float32Array(0);
-    device.write(workspace.pairs, Uint32Array.from(pairs.flat()));
+    device.write(held.buffers.pairs, Uint32Array.from(pairs.flat()));
     // The run is submitted: its slots are free again.
-    device.write(workspace.params, Uint32Array.of(pairs.length, 0, 0, 0));
+    device.write(held.buffers.params, Uint32Array.of(pairs.length, 0, 0, 0));
     const recorder = new Recorder(device, "scores");
     recorder.dispatch(
       cosinePipeline as Pipeline,
       {
-        x: workspace.states,
-        pairs: workspace.pairs,
-        out: workspace.scores,
-        params: { buffer: workspace.params, offset: 0, size: PARAMS_BYTES },
+        x: held.buffers.states,
+        pairs: held.buffers.pairs,
+        out: held.buffers.scores,
+        params: { buffer: held.buffers.params, offset: 0, size: PARAMS_BYTES },
       },
       pairs.length,
       { extent: { outputs: pairs.length, inputs: new Set(pairs.flat()).size, pairs: pairs.length } },
     );
     await recorder.submit();
-    const result = new Float32Array(await device.read(workspace.scores, pairs.length * 8, workspace.staging));
+    const result = new Float32Array(await device.read(held.buffers.scores, pairs.length * 8, held.buffers.staging));
     return Float32Array.from(pairs, (_, i) => (result[2 * i + 1] === 1 ? result[2 * i] : Number.NaN));
   }
 
   const runner: Runner = {
     layers,
     get budget() {
-      return budget;
+      return held.budget;
     },
     get maxBudget() {
-      return maxBudget;
+      return held.maxBudget;
     },
     get packing() {
-      return { ...packing, budget };
+      return { ...packing, budget: held.budget };
     },
     get plan() {
-      return plan;
+      return held.plan;
     },
     get bytes() {
-      return model.plan.bytes + sumBytes(plan);
+      return model.plan.bytes + sumBytes(held.plan);
     },
-    grow: (rows) =>
-      inTurn(null, async () => {
-        const wanted = Math.min(rows, maxBudget);
-        if (wanted > budget) await allocate(wanted);
-      }),
+    grow: (rows) => inTurn(null, () => held.grow(rows)),
     pooledStates: (batch) =>
       inTurn("pooled", async () => {
         const count = await runToStates(batch);
         const size = layers.length * count * d;
-        const flat = new Float32Array(await device.read(workspace.states, size * 4, workspace.staging));
+        const flat = new Float32Array(await device.read(held.buffers.states, size * 4, held.buffers.staging));
         const out = new Float32Array(size);
         for (let tap = 0; tap < layers.length; tap++) {
           for (let s = 0; s < count; s++)
@@ -403,7 +344,7 @@ export async function createRunner(
           }
           if (layers.includes(layer)) {
             await recorder.submit();
-            onLayer(layer, new Float32Array(await device.read(workspace.x, rows * d * 4, workspace.staging)));
+            onLayer(layer, new Float32Array(await device.read(held.buffers.x, rows * d * 4, held.buffers.staging)));
           }
         }
       }),
@@ -418,7 +359,7 @@ export async function createRunner(
         const count = await runToStates(batch);
         let lent = true;
         try {
-          return await use(workspace.states, count, async (pairs) => {
+          return await use(held.buffers.states, count, async (pairs) => {
             if (!lent)
               throw new StratumError(
                 "usage/lent",
@@ -434,7 +375,7 @@ export async function createRunner(
       }),
     [Symbol.dispose]() {
       disposed = true;
-      release();
+      held[Symbol.dispose]();
     },
   };
   return runner;
