@@ -84,7 +84,7 @@ function figure({ title, words, reading, charts, tables }: ShownFigure, id: stri
           `<div class="charts">${charts.map((chart) => `<div><h4>${escaped(chart.title)}</h4>${drawSmall(chart, text)}</div>`).join("\n")}</div>`,
         ];
   const shown = tables.map((each, i) => table(each, `${id}-table-${i + 1}`)).join("\n");
-  if (charts.length === 0) return `<h3>${escaped(title)}</h3>\n${paragraphs(words)}\n${shown}`;
+  if (charts.length === 0) return `<h3>${escaped(title)}</h3>\n<div class="words">${wordsOf(words)}</div>\n${shown}`;
   return `<figure aria-labelledby="${id}">
 <figcaption><h3 id="${id}">${escaped(title)}</h3>${reading === undefined ? "" : `<p>${escaped(reading)}</p>`}</figcaption>
 ${key(charts)}

@@ -105,10 +105,15 @@ function scale(axis: Axis, horizontal: boolean): Plot.ScaleOptions {
     grid: !horizontal || log === true,
     // Plot multiplies by 100, the domain included.
     ...(percent ? { percent } : {}),
-    ...(log ? { type: "log" } : {}),
+    ...(log ? { type: "log", tickFormat: decade } : {}),
     ...(ticks ? { ticks, tickFormat: "d" } : {}),
     ...(domain ? { domain: percent ? domain.map((value) => 100 * value) : domain } : {}),
   };
+}
+
+/** Names the powers of ten: every tick of a logarithm's would stand in the way of the next. */
+function decade(value: number): string {
+  return Math.abs(Math.log10(value) % 1) < 1e-9 ? String(Number(value.toPrecision(1))) : "";
 }
 
 const frame = ({ width, height }: Size) => ({
@@ -123,7 +128,10 @@ function axes(
   const few = width < 500;
   const x = scale(chart.x, true);
   const { ticks } = chart.x;
-  if (ticks !== undefined) return { x: { ...x, ticks: thinned(ticks, few ? 9 : 24) }, y: scale(chart.y, false) };
+  if (ticks !== undefined) {
+    const domain = ticks.length > 1 ? { domain: [ticks[0], ticks[ticks.length - 1]] } : {};
+    return { x: { ...x, ticks: thinned(ticks, few ? 9 : 24), ...domain }, y: scale(chart.y, false) };
+  }
   return { x: { ...x, ...(few ? { ticks: 5 } : {}) }, y: scale(chart.y, false) };
 }
 
@@ -158,12 +166,24 @@ function lines(chart: LineChart, size: Size): Element {
               title: (point: ChartPoint) => point.title ?? "",
             }),
       ]),
-      Plot.text(chart.rules, {
+      Plot.text(ruleNames(chart, size), {
         ...{ y: "y", text: "name", frameAnchor: "right", textAnchor: "end", dy: -7 },
         ...{ fill: "var(--soft)", stroke: "var(--back)", strokeWidth: 3 },
       }),
     ],
   });
+}
+
+/** Names of level lines; of lines too near each other for two names, one after the other at the higher. */
+function ruleNames({ rules, y }: LineChart, { height }: Size): { y: number; name: string }[] {
+  const named: { y: number; name: string }[] = [];
+  const span = y.domain === undefined ? 0 : y.domain[1] - y.domain[0];
+  for (const { y: at, name } of [...rules].sort((a, b) => b.y - a.y)) {
+    const above = named[named.length - 1];
+    if (above !== undefined && above.y - at < (14 / height) * span) above.name += `, ${name}`;
+    else named.push({ y: at, name });
+  }
+  return named;
 }
 
 function intervals(points: readonly ChartPoint[]): readonly ChartPoint[] {
@@ -179,7 +199,15 @@ function points(chart: PointChart, size: Size): Element {
   const all = chart.series.flatMap(({ points: own }) => own);
   const big = all.length <= 60;
   const options = axes(chart, size);
-  const ringed = (chart.labels ?? []).filter(({ ring }) => ring);
+  const labels = chart.labels ?? [];
+  const ringed = labels.filter(({ ring }) => ring);
+  const highest = ringed.reduce((top, { y }) => Math.max(top, y), Number.NEGATIVE_INFINITY);
+  // Beside its ring, a name does not cover what lies above; only the highest has room there.
+  const names = [
+    { own: labels.filter(({ ring }) => !ring), dy: -12 },
+    { own: ringed.filter(({ y }) => y === highest), dy: -17 },
+    { own: ringed.filter(({ y }) => y !== highest), dx: 13, dy: 6, textAnchor: "start" as const },
+  ];
   return Plot.plot({
     ...frame(size),
     ...(bare ? { marginLeft: 14, marginBottom: 14, marginTop: 14 } : {}),
@@ -199,15 +227,18 @@ function points(chart: PointChart, size: Size): Element {
           ...(linked ? { href: (point: ChartPoint) => point.href ?? null } : {}),
         });
       }),
-      Plot.text(chart.labels ?? [], {
-        x: "x",
-        y: "y",
-        text: "label",
-        dy: ringed.length > 0 ? -17 : -12,
-        fill: "var(--fore)",
-        stroke: "var(--back)",
-        strokeWidth: 4,
-      }),
+      Plot.dot(ringed, { x: "x", y: "y", r: 9, stroke: "var(--fore)", strokeWidth: 1.5 }),
+      names.map(({ own, ...at }) =>
+        Plot.text(own, {
+          x: "x",
+          y: "y",
+          text: "label",
+          ...at,
+          fill: "var(--fore)",
+          stroke: "var(--back)",
+          strokeWidth: 4,
+        }),
+      ),
     ],
   });
 }
@@ -230,13 +261,12 @@ function matrix({ names, values, domain, label }: MatrixChart, { width }: Size):
       Plot.cell(cells, {
         ...{ x: "x", y: "y", fill: "var(--c0)", inset: 0.5 },
         fillOpacity: ({ value }: { value: number }) =>
-          0.06 + 0.94 * Math.min(1, Math.max(0, (value - domain[0]) / (domain[1] - domain[0]))),
+          0.06 + 0.44 * Math.min(1, Math.max(0, (value - domain[0]) / (domain[1] - domain[0]))),
         title: ({ x, y, value }: { x: string; y: string; value: number }) => `${y}, ${x}: ${value.toFixed(3)}`,
       }),
       room
         ? Plot.text(cells, {
             ...{ x: "x", y: "y", text: ({ value }: { value: number }) => value.toFixed(2), fill: "var(--fore)" },
-            ...{ stroke: "var(--back)", strokeWidth: 3, fontSize: 11 },
           })
         : [],
     ],

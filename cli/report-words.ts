@@ -44,11 +44,14 @@ export function samePlace(a: Place, b: Place): boolean {
   return a.pooling === b.pooling && JSON.stringify(a.layers) === JSON.stringify(b.layers);
 }
 
-/** The colour and line of a method: its number in the report. */
-export function styleOf(report: Report, method: string): Pick<Series, "style" | "line"> {
-  const style = report.methods.findIndex(({ name }) => name === method);
-  const dashed = report.methods[style]?.kind === "control";
-  return { style: Math.max(0, style), ...(dashed ? { line: "dashed" } : {}) };
+/** Scorers have the first colours, what reads no states the last. */
+const KINDS: readonly ReportMethod["kind"][] = ["scorer", "baseline", "control", "text", "chance"];
+
+/** The colour and line of a method, the same in all of a report. */
+export function styleOf({ methods }: Report, method: string): Pick<Series, "style" | "line"> {
+  const ordered = [...methods].sort((a, b) => KINDS.indexOf(a.kind) - KINDS.indexOf(b.kind));
+  const style = ordered.findIndex(({ name }) => name === method);
+  return { style: Math.max(0, style), ...(ordered[style]?.kind === "control" ? { line: "dashed" } : {}) };
 }
 
 /** Methods that read states. */
