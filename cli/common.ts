@@ -48,8 +48,8 @@ export function addCommonOptions(command: Command, jsonHelp: string): Command {
   );
 }
 
-/** The flags of the commands that run lists through a model. */
-export interface RunFlags extends CommonOptions, Pick<TuneFlags, "tune"> {
+/** The flags that say what becomes of a list's texts in a model. */
+export interface ListFlags {
   readonly model?: string;
   readonly system?: string;
   readonly truncate?: boolean;
@@ -60,13 +60,21 @@ export interface RunFlags extends CommonOptions, Pick<TuneFlags, "tune"> {
   readonly weights?: WeightForm;
 }
 
+/** The flags of the commands that run lists through a model. */
+export interface RunFlags extends ListFlags, CommonOptions, Pick<TuneFlags, "tune"> {}
+
 /** Of `--model`, wherever it is an option. */
 export const MODEL_HELP =
   "Hugging Face model: a folder, or org/name[@revision] of the hub (default: the embedded demo model)";
 
 /** Adds the options of {@link RunFlags}. @param pooling another form of `--pooling` */
 export function addRunOptions(command: Command, jsonHelp: string, pooling = poolingOption()): Command {
-  command
+  return addProfileOptions(addCommonOptions(addTuneOption(addListOptions(command, pooling)), jsonHelp));
+}
+
+/** Adds the options of {@link ListFlags}. @param pooling another form of `--pooling` */
+export function addListOptions(command: Command, pooling = poolingOption()): Command {
+  return command
     .option("-m, --model <name>", MODEL_HELP)
     .option("--system <text>", "a system message before each list's own")
     .option("--truncate", "cut responses to the model's length (otherwise a longer one is an error)")
@@ -79,7 +87,6 @@ export function addRunOptions(command: Command, jsonHelp: string, pooling = pool
     )
     .addOption(weightsOption())
     .option("--no-share-prefix", "compute the prompt again for every candidate (same states, slower)");
-  return addProfileOptions(addCommonOptions(addTuneOption(command), jsonHelp));
 }
 
 function poolingOption(): Option {

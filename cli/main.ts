@@ -10,6 +10,7 @@ import { doctorCommand } from "./doctor.ts";
 import { evalCommand } from "./eval.ts";
 import { extractCommand } from "./extract.ts";
 import { inspectCommand } from "./inspect.ts";
+import { mergeCommand } from "./merge.ts";
 import { rankCommand } from "./rank.ts";
 import { reportCommand } from "./report.ts";
 import { statesCommand } from "./states.ts";
@@ -22,6 +23,7 @@ const program = new Command("stratum")
   .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
   .version(packageVersion());
 rankCommand(program);
+mergeCommand(program);
 trainCommand(program);
 evalCommand(program);
 sweepCommand(program);

@@ -2,6 +2,7 @@
 import { access, constants, type FileHandle, open, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
+import { withLock } from "../weights/lock.ts";
 import { unfinished, warn, writeStdout } from "./terminal.ts";
 
 export interface LineOutput {
@@ -14,6 +15,23 @@ export interface LineOutput {
   discard(): Promise<void>;
 }
 
+/** Runs `use` while no other process writes an output. @throws {StratumError} `usage/in-use` */
+export async function withOutputLock<T>(output: string, use: (held: () => Promise<boolean>) => Promise<T>): Promise<T> {
+  return withLock(`${output}.journal.lock`, use, {
+    onWait: ({ pid, host }) => {
+      throw new StratumError(
+        "usage/in-use",
+        `process ${pid} on ${host} writes ${output}`,
+        "wait for it, or give -o another name",
+      );
+    },
+    guard: (path, step) =>
+      step().catch((cause: unknown) => {
+        throw writeFailed(path, path, cause);
+      }),
+  });
+}
+
 function writeFailed(path: string, partial: string, cause: unknown): StratumError {
   return new StratumError(
     "file/write-failed",
@@ -23,7 +41,17 @@ function writeFailed(path: string, partial: string, cause: unknown): StratumErro
   );
 }
 
-/** What a path names now; a file that is no regular one (a device, a pipe) is written in place. */
+/**
+ * Checks that an output can be written. @returns whether it is a file that is no regular one (a device, a pipe), which is
+ * written in place
+ * @throws {StratumError} `usage/output`, `file/write-failed`
+ */
+export async function checkOutput(path: string): Promise<boolean> {
+  const special = await isSpecial(path);
+  await checkFolder(path, special);
+  return special;
+}
+
 async function isSpecial(path: string): Promise<boolean> {
   const found = await stat(path).catch(() => undefined);
   if (path === "" || found?.isDirectory()) {
@@ -45,9 +73,8 @@ export async function openOutput(path: string | undefined): Promise<LineOutput> 
     const nothing = async () => undefined;
     return { write: writeStdout, finish: nothing, leave: nothing, discard: nothing };
   }
-  const special = await isSpecial(path);
+  const special = await checkOutput(path);
   const partial = special ? path : `${path}.partial`;
-  await checkFolder(path, special);
   // Opened by the first line: a run that fails before it leaves nothing, and an earlier run's partial file as it is.
   let file: FileHandle | undefined;
   // A handle that failed is of no more use; trying again would hide the first reason behind another.

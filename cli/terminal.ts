@@ -205,24 +205,47 @@ export interface Progress {
   stop(): void;
 }
 
-/** A progress bar on stderr where it is a terminal; nothing elsewhere. `total`: items, where known. */
-export function startProgress(total: number | undefined, unit: string): Progress {
+/**
+ * Progress on stderr: a bar where it is a terminal, else a line now and then.
+ * @param total items, where known
+ * @param before items that were done before
+ */
+export function startProgress(total: number | undefined, unit: string, before = 0): Progress {
+  const begin = performance.now();
+  let done = before;
+  let tokens = 0;
+  const rates = () => {
+    const seconds = (performance.now() - begin) / 1000;
+    return {
+      rate: `${((done - before) / seconds).toFixed(1)} ${unit}/s`,
+      tokenRate: tokens > 0 ? ` · ${formatCount(Math.round(tokens / seconds))} tokens/s` : "",
+    };
+  };
+  const shown = total === undefined ? "?" : formatCount(total);
   if (quiet || !process.stderr.isTTY) {
-    return { add: () => undefined, aside: (write) => write(), stop: () => undefined };
+    let lastLine = begin;
+    return {
+      add(items, more) {
+        done += items;
+        tokens += more;
+        if (quiet || performance.now() - lastLine < LINE_MS) return;
+        lastLine = performance.now();
+        const { rate, tokenRate } = rates();
+        note(`${formatCount(done)} of ${shown} ${unit} · ${rate}${tokenRate}`);
+      },
+      aside: (write) => write(),
+      stop: () => undefined,
+    };
   }
   const bar = new SingleBar({
     stream: process.stderr,
-    format: `{bar} {value}/{shown} ${unit} · {rate} ${unit}/s{tokenRate} · {eta_formatted} left`,
+    format: `{bar} {value}/{shown} ${unit} · {rate}{tokenRate} · {eta_formatted} left`,
     barCompleteChar: "█",
     barIncompleteChar: "░",
     barsize: 28,
     hideCursor: true,
     clearOnComplete: true,
   });
-  const begin = performance.now();
-  let done = 0;
-  let tokens = 0;
-  const shown = total === undefined ? "?" : formatCount(total);
   const start = () => bar.start(total ?? 0, done, { shown, rate: "-", tokenRate: "" });
   start();
   const aside = (write: () => void) => {
@@ -235,15 +258,11 @@ export function startProgress(total: number | undefined, unit: string): Progress
   aroundBar = aside;
   return {
     aside,
-    add(lists, more) {
-      done += lists;
+    add(items, more) {
+      done += items;
       tokens += more;
-      const seconds = (performance.now() - begin) / 1000;
       if (total === undefined) bar.setTotal(done + 1);
-      bar.update(done, {
-        rate: (done / seconds).toFixed(1),
-        tokenRate: tokens > 0 ? ` · ${formatCount(Math.round(tokens / seconds))} tokens/s` : "",
-      });
+      bar.update(done, rates());
     },
     stop() {
       aroundBar = (write) => write();

@@ -5,6 +5,7 @@ import type { ModelFiles } from "../engine/model-files.ts";
 import type { KernelsRecord } from "../engine/tiles.ts";
 import { TUNE_MODES, type Tuned, type TuneMode, tuned } from "../engine/tuned.ts";
 import { tuningFile } from "../engine/tuner-cache.ts";
+import type { Machine } from "../scorer/journal.ts";
 import { isJsonObject, show } from "../weights/json.ts";
 import { formatCount } from "./format.ts";
 import { note, stopping, warn } from "./terminal.ts";
@@ -39,12 +40,26 @@ export function noteOtherKernels(
   note(`note    the scorer was trained on states of the kernels ${show(recorded["id"])}: these agree within rounding`);
 }
 
+/** What a journal keeps of the kernels that a run began with. */
+export function machineOf({ device, tiles }: Engine, { id }: KernelsRecord): Machine {
+  return { adapter: device.info.identity, kernels: id, tiles: [...(tiles ?? [])] };
+}
+
 /**
  * Chooses the kernels of a model down to a layer and says on stderr which they are.
+ * @param before those of a run that is gone on with: they are taken as they were, whatever has been measured since
  * @throws {StratumError} as `tuned`
  */
-export async function tuneModel(engine: Engine, files: ModelFiles, depth: number, flags: TuneFlags): Promise<Tuned> {
-  const { tune: mode = "auto", verbose = false, maxSeconds } = flags;
+export async function tuneModel(
+  opened: Engine,
+  files: ModelFiles,
+  depth: number,
+  flags: TuneFlags,
+  before: Machine | null = null,
+): Promise<Tuned> {
+  const { verbose = false, maxSeconds } = flags;
+  const mode = before === null ? (flags.tune ?? "auto") : "off";
+  const engine = before === null ? opened : { ...opened, tiles: new Map(before.tiles) };
   const begin = performance.now();
   const chosen = await tuned(engine, files, depth, {
     mode,
@@ -62,6 +77,8 @@ export async function tuneModel(engine: Engine, files: ModelFiles, depth: number
     const seconds = ((performance.now() - begin) / 1000).toFixed(1);
     const left = tuning.left > 0 ? `; no time for ${formatCount(tuning.left)} variants` : "";
     note(`kernels tuned in ${seconds} s, kept in ${tuningFile()}${left}`);
+  } else if (before !== null) {
+    if (verbose) note("kernels those that the run began with");
   } else if (measured > 0) {
     note(`kernels tuned (cached${measured < shapes ? `, ${measured} of ${shapes} shapes` : ""})`);
   } else if (verbose && shapes > 0) note("kernels default; --tune force measures them");

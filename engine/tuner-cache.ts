@@ -54,7 +54,7 @@ export function dawnVersion(): string {
 }
 
 const size = z.int().min(1);
-const tileSchema = z.object({
+export const tileSchema = z.object({
   tileRows: size,
   tileCols: size,
   lanes: size,

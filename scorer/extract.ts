@@ -22,6 +22,7 @@ import {
   type Pooling,
   runPooling,
 } from "./encode.ts";
+import type { Position } from "./json-lines.ts";
 import { atLine, type Id, type SequenceLine } from "./lists.ts";
 import type { RankingNotes } from "./rankings.ts";
 
@@ -60,8 +61,16 @@ export type ExtractOutcome =
       readonly source: "list" | "text" | "ids";
       readonly sequences: readonly ExtractedSequence[];
       readonly notes: RankingNotes;
+      /** Behind the line, where the reader says so. */
+      readonly position?: Position | undefined;
     }
-  | { readonly kind: "failed"; readonly line: number; readonly id: Id; readonly error: StratumError };
+  | {
+      readonly kind: "failed";
+      readonly line: number;
+      readonly id: Id;
+      readonly error: StratumError;
+      readonly position?: Position | undefined;
+    };
 
 /** Extracts states on one model. Disposing it frees the working buffers; the model stays. */
 export interface Extractor extends Disposable {
@@ -159,7 +168,7 @@ function outcome(
   d: number,
   poolings: number,
 ): ExtractOutcome {
-  const at = { line: line.line, id: line.id };
+  const at = { line: line.line, id: line.id, position: line.position };
   if (line.kind === "error") return { kind: "failed", ...at, error: line.error };
   if (error !== null) return { kind: "failed", ...at, error };
   for (const [i, values] of states.entries()) {

@@ -1,16 +1,24 @@
 /**
  * Lists from JSON Lines, one at a time: a line in memory, not a file. A line that cannot be used becomes an error item
- * in its place and the others go on. All that is kept across lines is the ids (the strings themselves, about 100 bytes
- * each), to find duplicates.
+ * in its place and the others go on. All that is kept across lines is 25 bytes an id, to find duplicates.
  */
 
-import { createHash } from "node:crypto";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import type { Message } from "../weights/chat-template.ts";
 import { clip, findJsonFault, isJsonObject, MAX_JSON_DEPTH } from "../weights/json.ts";
 import { LONE_SURROGATE } from "../weights/tokenizer.ts";
-import { firstInvalidByte, isBlank, type ListSource, splitLines } from "./json-lines.ts";
+import { createIdRegister, type IdRegister } from "./id-register.ts";
+import {
+  firstInvalidByte,
+  isBlank,
+  type Line,
+  type LineRange,
+  type ListSource,
+  type Position,
+  START,
+  splitLines,
+} from "./json-lines.ts";
 
 export type Id = string | number;
 export type Fields = Readonly<Record<string, unknown>>;
@@ -41,6 +49,8 @@ export interface ListItem {
   readonly line: number;
   readonly id: Id;
   readonly list: List;
+  /** Behind the line, where it was read with `from`. */
+  readonly position?: Position;
 }
 
 export interface ErrorItem {
@@ -48,6 +58,7 @@ export interface ErrorItem {
   readonly line: number;
   readonly id: Id;
   readonly error: StratumError;
+  readonly position?: Position;
 }
 
 export interface TextItem {
@@ -56,6 +67,7 @@ export interface TextItem {
   readonly id: Id;
   readonly text: string;
   readonly extra: Fields;
+  readonly position?: Position;
 }
 
 export interface IdsItem {
@@ -65,6 +77,7 @@ export interface IdsItem {
   /** (T), T >= 1. */
   readonly ids: Int32Array;
   readonly extra: Fields;
+  readonly position?: Position;
 }
 
 export type ListLine = ListItem | ErrorItem;
@@ -73,13 +86,21 @@ export type SequenceLine = ListItem | TextItem | IdsItem | ErrorItem;
 export interface ReadOptions {
   /** A longer line is an error of its own, and is not held in memory. Default 64 MiB. */
   readonly maxLineBytes?: number;
+  /** Go on behind this position, and give every item its own; `START` for a run from the beginning. */
+  readonly from?: Position | undefined;
+  /**
+   * Read what lies before `from` once more, and compare its chain. Needed where the bytes may be others, and for a source
+   * that cannot be entered in the middle.
+   */
+  readonly verify?: boolean | undefined;
+  /** Read these stretches of a regular file alone, in order. */
+  readonly ranges?: readonly LineRange[] | undefined;
+  /** The ids of the lines before `from`; the reader adds its own. */
+  readonly register?: IdRegister | undefined;
 }
 
-const MAX_LINE_BYTES = 64 * 2 ** 20;
-/** Longer ids are remembered by their SHA-256. */
-const MAX_ID_KEY = 64;
-/** V8's limit of entries in one Map is 2^24. */
-const MAX_MAP = 2 ** 24 - 1;
+/** A longer line is an error of its own. */
+export const MAX_LINE_BYTES = 64 * 2 ** 20;
 
 const text = z
   .string()
@@ -202,13 +223,14 @@ function toList(record: Fields, id: Id): List {
   return { id, messages: turns, candidates, extra: without(record, "id", "instruction", "messages", "candidates") };
 }
 
-async function* readRecords<T>(
+async function* readRecords<T extends object>(
   source: ListSource,
   options: ReadOptions,
   build: (record: Fields, line: number, id: Id) => T,
 ): AsyncGenerator<T | ErrorItem> {
-  const claim = idRegister();
-  for await (const { line, bytes, length } of splitLines(source, options.maxLineBytes ?? MAX_LINE_BYTES)) {
+  const { register = createIdRegister(), from } = options;
+  let items = from?.items ?? 0;
+  for await (const { line, bytes, length, end, hash } of linesFrom(source, options)) {
     let lineId: Id = String(line);
     let item: T | ErrorItem;
     let claimed = false;
@@ -217,43 +239,64 @@ async function* readRecords<T>(
       if (isBlank(bytes)) continue;
       const record = parseLine(bytes);
       if ("id" in record) lineId = check(id, record["id"], "id");
-      const earlier = claim(lineId, line);
+      const earlier = register.claim(lineId, line);
       claimed = true;
-      if (earlier !== undefined) {
-        throw new StratumError(
-          "list/duplicate-id",
-          `the id ${clip(JSON.stringify(lineId))} was used on line ${earlier}`,
-          "give every list an id of its own, or leave ids out",
-        );
-      }
+      if (earlier !== undefined) throw duplicateId(lineId, earlier);
       item = build(record, line, lineId);
     } catch (thrown) {
       if (!(thrown instanceof StratumError)) throw thrown;
-      if (!claimed) claim(lineId, line);
+      if (!claimed) register.claim(lineId, line);
       item = { kind: "error", line, id: lineId, error: atLine(thrown, line) };
     }
-    yield item;
+    items++;
+    yield from === undefined ? item : { ...item, position: { line, bytes: end, items, hash } };
   }
 }
 
-/** Remembers ids; gives the line that had an id before. */
-function idRegister(): (id: Id, line: number) => number | undefined {
-  let newest = new Map<string, number>();
-  const seen = [newest];
-  return (id, line) => {
-    const written = String(id);
-    const key = written.length <= MAX_ID_KEY ? written : createHash("sha256").update(written).digest("base64");
-    for (const map of seen) {
-      const earlier = map.get(key);
-      if (earlier !== undefined) return earlier;
+/** The error of a line whose id an earlier one has. */
+export function duplicateId(id: Id, earlier: number): StratumError {
+  return new StratumError(
+    "list/duplicate-id",
+    `the id ${clip(JSON.stringify(id))} was used on line ${earlier}`,
+    "give every list an id of its own, or leave ids out",
+  );
+}
+
+/** The lines behind `from`, of all stretches. @throws {StratumError} `usage/other-input` where the way there is another */
+async function* linesFrom(source: ListSource, options: ReadOptions): AsyncGenerator<Line> {
+  const { maxLineBytes = MAX_LINE_BYTES, from, verify = false, ranges } = options;
+  const enter = verify ? START : from;
+  let last: Pick<Position, "line" | "bytes" | "hash"> | undefined = enter;
+  let found = !verify || from === undefined || from.bytes === 0;
+  const stretches = ranges ?? [{ line: 1, start: 0, end: undefined }];
+  for (const { line: first, start, end } of stretches) {
+    if (end !== undefined && enter !== undefined && end <= enter.bytes) continue;
+    const inside = last !== undefined && last.bytes >= start && last.bytes > 0;
+    const begin = inside ? last : { line: first - 1, bytes: start, hash: last?.hash ?? "" };
+    for await (const line of splitLines(source, maxLineBytes, {
+      from: from === undefined && ranges === undefined ? undefined : begin,
+      until: end,
+    })) {
+      last = { line: line.line, bytes: line.end, hash: line.hash };
+      if (found) {
+        yield line;
+        continue;
+      }
+      if (from === undefined || line.end < from.bytes) continue;
+      if (line.end !== from.bytes || line.hash !== from.hash) throw otherInput(source, from);
+      found = true;
     }
-    if (newest.size === MAX_MAP) {
-      newest = new Map();
-      seen.push(newest);
-    }
-    newest.set(key, line);
-    return undefined;
-  };
+  }
+  if (!found && from !== undefined) throw otherInput(source, from);
+}
+
+function otherInput(source: ListSource, { line, bytes }: Position): StratumError {
+  const name = typeof source !== "string" || source === "-" ? "the input" : source;
+  return new StratumError(
+    "usage/other-input",
+    `${name} is not the file of the run that is to go on: its first ${bytes} bytes (${line} lines) are others than those that were read`,
+    "give the earlier input, or another -o, or --restart to do it all again",
+  );
 }
 
 /**

@@ -14,6 +14,7 @@ import { StratumError } from "../errors.ts";
 import { checkPointwise } from "./abstain.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { arraySource } from "./feature-source.ts";
+import type { Position } from "./json-lines.ts";
 import { atLine, type Fields, type List, type ListLine, parseList } from "./lists.ts";
 import {
   checkTopN,
@@ -45,7 +46,7 @@ export interface RankOptions extends EncodeOptions {
   readonly sharePrefix?: boolean | undefined;
 }
 
-/** What became of one line of the input. */
+/** What became of one line of the input; `position`: behind it, where the reader says so. */
 export type RankOutcome =
   | {
       readonly kind: "ranked";
@@ -53,8 +54,15 @@ export type RankOutcome =
       readonly list: List;
       readonly tokens: number;
       readonly notes: RankingNotes;
+      readonly position?: Position | undefined;
     }
-  | { readonly kind: "failed"; readonly record: ErrorRecord; readonly error: StratumError; readonly line: number };
+  | {
+      readonly kind: "failed";
+      readonly record: ErrorRecord;
+      readonly error: StratumError;
+      readonly line: number;
+      readonly position?: Position | undefined;
+    };
 
 /** Ranks lists on one model. Disposing it frees the working buffers; the model stays. */
 export interface Ranker extends Disposable {
@@ -297,6 +305,7 @@ function outcome({ line, notes, tokens, scores, error }: Pending, options: RankO
         list: line.list,
         tokens,
         notes,
+        position: line.position,
       };
     }
     failure = atLine(
@@ -309,7 +318,7 @@ function outcome({ line, notes, tokens, scores, error }: Pending, options: RankO
     );
   }
   const why = failure ?? new StratumError("state/not-finite", `line ${line.line}: no state`, "please report this");
-  return { kind: "failed", record: errorRecord(line.id, why), error: why, line: line.line };
+  return { kind: "failed", record: errorRecord(line.id, why), error: why, line: line.line, position: line.position };
 }
 
 /**

@@ -17,12 +17,12 @@ import {
   writeRef,
 } from "./hub-cache.ts";
 import { type HubClient, isTransient } from "./hub-http.ts";
-import { withLock } from "./hub-lock.ts";
 import { filesOf, type HubFile, resolveCommit } from "./hub-metadata.ts";
 import { type HubName, isCommit } from "./hub-name.ts";
 import { type HubSettings, hubSettings } from "./hub-settings.ts";
 import { remoteTensors } from "./hub-tensors.ts";
 import { transfer } from "./hub-transfer.ts";
+import { withLock } from "./lock.ts";
 import { noWeights, otherWeights } from "./other-formats.ts";
 
 /** How far the files that were asked for together have come. */

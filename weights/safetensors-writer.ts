@@ -17,6 +17,10 @@ import { type Dtype, isDtype, isSize, MAX_HEADER_BYTES, tensorBytes } from "./sa
 export interface SafetensorsWriterOptions {
   /** Becomes `__metadata__`; no such key is written without it. */
   readonly metadata?: Readonly<Record<string, string>>;
+  /** Go on with the file that `leave` or a killed process left, behind these tensors; without it one is begun anew. */
+  readonly begun?: Iterable<Omit<TensorData, "bytes">>;
+  /** What fails leaves the tensors that were written, to be gone on with. */
+  readonly keep?: boolean;
 }
 
 /** An unfinished file. Disposing of it before `finish` aborts it. */
@@ -28,10 +32,15 @@ export interface SafetensorsWriter extends AsyncDisposable {
    * Appends a tensor; `bytes` (row-major, little endian) may be reused once the promise is fulfilled.
    *
    * @throws StratumError `safetensors/duplicate-key`, `safetensors/bad-name`, `safetensors/unknown-dtype`,
-   *   `safetensors/bad-shape`, `safetensors/size-mismatch` (the writer stays usable); `file/write-failed` (it is aborted);
+   *   `safetensors/bad-shape`, `safetensors/size-mismatch` (the writer stays usable); `file/write-failed` (it is aborted,
+   *   or with `keep` left);
    *   `safetensors/closed`
    */
   add(name: string, dtype: Dtype, shape: readonly number[], bytes: Uint8Array): Promise<void>;
+  /** Brings the tensors so far to the disk. @throws StratumError `file/write-failed` */
+  sync(): Promise<void>;
+  /** Ends the writer and leaves what it wrote under its temporary name, to be gone on with. */
+  leave(): Promise<void>;
   /** Bytes that the header takes so far, about. */
   readonly headerBytes: number;
   /**
@@ -70,9 +79,9 @@ const WRITE_BYTES = 2 ** 28;
 
 /**
  * Begins a file at `path`, through `path.partial.body` and `path.partial` beside it; what an earlier, interrupted run left
- * under these names is replaced. One writer a path at a time.
+ * under these names is replaced, or gone on with as `begun` says. One writer a path at a time.
  *
- * @throws StratumError `file/write-failed`
+ * @throws StratumError `file/write-failed`; `safetensors/other-body` where less was left than `begun` says
  */
 export async function createSafetensorsWriter(
   path: string,
@@ -91,10 +100,14 @@ export async function createSafetensorsWriter(
   // Writes happen one after the other, in the order of the calls, whether or not the caller waits.
   let last: Promise<unknown> = Promise.resolve();
 
-  async function cleanUp(keep?: string): Promise<void> {
+  async function release(): Promise<void> {
     state = "done";
     await spool?.close().catch(() => undefined);
     spool = null;
+  }
+
+  async function cleanUp(keep?: string): Promise<void> {
+    await release();
     const files = [spoolPath, filePath].filter((file) => file !== keep);
     await Promise.all(files.map((file) => rm(file, { force: true }).catch(() => undefined)));
   }
@@ -108,8 +121,9 @@ export async function createSafetensorsWriter(
       try {
         return await step(spool);
       } catch (error) {
-        await cleanUp();
-        throw error instanceof StratumError ? error : writeFailed(path, error);
+        await (options.keep ? release() : cleanUp());
+        if (error instanceof StratumError) throw error;
+        throw writeFailed(path, error, options.keep ? `what was written before lies in ${spoolPath}` : NOTHING_LEFT);
       }
     });
     last = turn.catch(() => undefined);
@@ -121,20 +135,44 @@ export async function createSafetensorsWriter(
     recent = [];
   }
 
-  async function add(name: string, dtype: Dtype, shape: readonly number[], bytes: Uint8Array): Promise<void> {
-    checkTensor({ name, dtype, shape, bytes }, path);
+  /** Enters a tensor into the header. @returns where it begins */
+  function enter(name: string, dtype: Dtype, shape: readonly number[], byteLength: number): number {
     if (names.has(name)) {
       const message = `${path}: tensor ${show(name)} is added twice`;
       throw new StratumError("safetensors/duplicate-key", message, "give every tensor a name of its own");
     }
     const start = bodyBytes;
-    bodyBytes += bytes.byteLength;
+    bodyBytes += byteLength;
     const entry = entryText(name, dtype, shape, start, bodyBytes);
     names.add(name);
     recent.push(entry);
     entryBytes += entry.length + 1;
     if (recent.length === CHUNK_ENTRIES) pack();
+    return start;
+  }
+
+  async function add(name: string, dtype: Dtype, shape: readonly number[], bytes: Uint8Array): Promise<void> {
+    checkTensor({ name, dtype, shape, bytes }, path);
+    const start = enter(name, dtype, shape, bytes.byteLength);
     await inTurn((spool) => writeAt(spool, bytes, HEADER_ROOM + start));
+  }
+
+  /** Opens what an earlier writer left, cut behind the tensors that are said to be whole. */
+  async function openBegun(begun: Iterable<Omit<TensorData, "bytes">>): Promise<FileHandle> {
+    for (const { name, dtype, shape } of begun) enter(name, dtype, shape, tensorBytes(dtype, shape) ?? 0);
+    const found = await open(spoolPath, "r+");
+    const end = HEADER_ROOM + bodyBytes;
+    const { size } = await found.stat();
+    if (size >= end || bodyBytes === 0) {
+      await found.truncate(end);
+      return found;
+    }
+    await found.close();
+    throw new StratumError(
+      "safetensors/other-body",
+      `${spoolPath} has ${size} bytes, and ${end} were written`,
+      "throw away what there is, and begin anew",
+    );
   }
 
   function finish(partial = false): Promise<number> {
@@ -167,10 +205,11 @@ export async function createSafetensorsWriter(
 
   try {
     checkMetadata(options.metadata, path);
-    await Promise.all([rm(spoolPath, { force: true }), rm(filePath, { force: true })]);
-    spool = await open(spoolPath, "wx+");
+    await rm(filePath, { force: true });
+    if (options.begun === undefined) await rm(spoolPath, { force: true });
+    spool = options.begun === undefined ? await open(spoolPath, "wx+") : await openBegun(options.begun);
   } catch (error) {
-    throw error instanceof StratumError ? error : writeFailed(path, error);
+    throw error instanceof StratumError ? error : writeFailed(path, error, NOTHING_LEFT);
   }
   return {
     path,
@@ -181,6 +220,11 @@ export async function createSafetensorsWriter(
       return entryBytes;
     },
     add,
+    sync: () => inTurn((spool) => spool.datasync()),
+    async leave() {
+      await last;
+      if (state === "open") await release();
+    },
     finish,
     abort,
     [Symbol.asyncDispose]: abort,
@@ -300,11 +344,13 @@ async function syncFolder(path: string): Promise<void> {
   await folder?.close();
 }
 
-function writeFailed(path: string, cause: unknown): StratumError {
+const NOTHING_LEFT = "nothing was left behind";
+
+function writeFailed(path: string, cause: unknown, left: string): StratumError {
   return new StratumError(
     "file/write-failed",
     `${path} could not be written: ${messageOf(cause)}`,
-    "check free space, permissions and that the folder exists; nothing was left behind",
+    `check free space, permissions and that the folder exists; ${left}`,
     cause,
   );
 }

@@ -83,7 +83,7 @@ describe("lists, texts and parts", () => {
     const out = join(directory, "model.safetensors");
     const lines = [exampleLines[0]!, '{"text": "Boil the water first."}', '{"id": 7, "ids": [1, 2, 3]}'];
     const candidates = (JSON.parse(lines[0]!) as { candidates: unknown[] }).candidates.length;
-    // Three layers of 192 floats and some ids a sequence: four sequences fit into 11 kB.
+    // Three layers of 192 floats and some ids a sequence: four sequences fit into 11 kB. A list's stay together.
     const flags = ["--layers", "1,2,3", "--part-size", "11kB", "-o", out, "--json"];
     const run = await stratum(["extract", ...flags], { stdin: lines.join("\n") });
     expect(run.code).toBe(0);
@@ -106,7 +106,8 @@ describe("lists, texts and parts", () => {
     const { written } = lastJsonLine(run.stderr) as { written: string[] };
     const parts = written.filter((path) => path.endsWith(".safetensors"));
     expect(parts).toEqual(parts.map((_, i) => join(directory, `model-0000${i + 1}.safetensors`)));
-    expect(parts.length).toBe(Math.ceil(count / 4));
+    expect(candidates + 1).toBeGreaterThan(4);
+    expect(parts.length).toBe(2);
     expect(written.slice(parts.length)).toEqual([`${out}.index.json`, `${out}.index.jsonl`]);
     expect(existsSync(out)).toBe(false);
 

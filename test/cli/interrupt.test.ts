@@ -1,5 +1,5 @@
 /** Ends that come from outside: signals, closed pipes, full disks. Nothing half-written ever bears the output's name. */
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { open, symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -10,6 +10,7 @@ import {
   errorCodes,
   type Folder,
   jsonLines,
+  lastJsonLine,
   startStratum,
   stratum,
   temporaryFolder,
@@ -75,7 +76,7 @@ onPosix("a signal in the middle of a run", () => {
     },
   );
 
-  it("SIGKILL leaves no file of the output's name, and the next run writes it", async () => {
+  it("SIGKILL leaves no file of the output's name, and another input is not taken for the one of before", async () => {
     const out = join(folder.path, "killed.jsonl");
     const run = startStratum(["rank", "-", "-o", out]);
     void feed(run);
@@ -84,10 +85,12 @@ onPosix("a signal in the middle of a run", () => {
     await run.ended;
     expect(run.child.signalCode).toBe("SIGKILL");
     expect(existsSync(out)).toBe(false);
-    const next = await stratum(["rank", "-", "-o", out], { stdin: list(7) });
+    const other = await stratum(["rank", "-", "-o", out], { stdin: list(7) });
+    expect([other.code, errorCodes(other.stderr), existsSync(out)]).toEqual([2, ["usage/other-input"], false]);
+    const next = await stratum(["rank", "-", "-o", out, "--restart"], { stdin: list(7) });
     expect(next.code).toBe(0);
     expect(jsonLines<RankingRecord>(readFileSync(out, "utf8")).map(({ id }) => id)).toEqual(["list-7"]);
-    expect(existsSync(`${out}.partial`)).toBe(false);
+    expect(readdirSync(folder.path).filter((name) => name.startsWith("killed.jsonl"))).toEqual(["killed.jsonl"]);
   });
 
   it("ends a dry run at once: there is nothing to keep", async () => {
@@ -101,24 +104,35 @@ onPosix("a signal in the middle of a run", () => {
     expect([code, stdout]).toEqual([130, ""]);
   });
 
-  it("ends extract with whole files under other names", async () => {
+  it("ends extract with what it takes to go on, and the same command does", async () => {
     const out = join(folder.path, "states.safetensors");
-    const run = startStratum(["extract", "-", "-o", out, "--layers", "1"]);
-    const fed = feed(run);
-    await untilWritten(`${out}.partial.body`);
+    const input = join(folder.path, "states.jsonl");
+    writeFileSync(input, Array.from({ length: 600 }, (_, i) => list(i)).join(""));
+    const command = ["extract", input, "--layers", "1", "--part-size", "400kB", "--json"];
+    const run = startStratum([...command, "-o", out]);
+    await untilWritten(`${out}.index.jsonl.partial`);
     run.child.kill("SIGINT");
     const { code, stderr } = await run.ended;
-    await fed;
     expect([code, errorCodes(stderr), STACK_FRAME.test(stderr)]).toEqual([130, [], false]);
-    expect([out, `${out}.index.jsonl`, `${out}.partial.body`].map(existsSync)).toEqual([false, false, false]);
-    expect(stderr).toContain(`${out}.partial`);
-    const header = readFileSync(`${out}.partial`);
-    const names = JSON.parse(header.toString("utf8", 8, 8 + Number(header.readBigUInt64LE(0)))) as object;
-    const index = jsonLines(readFileSync(`${out}.index.jsonl.partial`, "utf8"));
-    expect(Object.keys(names).filter((name) => name.startsWith("hidden_"))).toEqual(
-      index.map(({ sequence }) => `hidden_${sequence}`),
-    );
-    expect(index.length).toBeGreaterThan(0);
+    expect([out, `${out}.index.jsonl`].map((path) => existsSync(path))).toEqual([false, false]);
+    expect(stderr).toContain(`unfinished: what was done lies beside ${out}; the same command goes on`);
+    const { lines } = lastJsonLine(stderr);
+    expect(lines).toBeGreaterThan(0);
+    const next = await stratum([...command, "-o", out]);
+    expect(lastJsonLine(next.stderr)).toMatchObject({ resumed: lines, lines: 600, failed: 0, stopped: false });
+    const whole = join(folder.path, "whole.safetensors");
+    await stratum([...command, "-o", whole]);
+    const of = (name: string) =>
+      readdirSync(folder.path)
+        .filter((file) => file.startsWith(`${name}-0`) || file.startsWith(`${name}.s`))
+        .sort();
+    expect(of("states").length).toBeGreaterThan(3);
+    expect(of("states").map((file) => file.replace("states", "whole"))).toEqual(of("whole"));
+    for (const file of of("states").filter((name) => !name.endsWith("index.json")))
+      expect(
+        readFileSync(join(folder.path, file)).equals(readFileSync(join(folder.path, file.replace("states", "whole")))),
+        file,
+      ).toBe(true);
   });
 });
 

@@ -48,7 +48,7 @@ describe("one file", () => {
   ] as const)("with --tokens %s has ids and states of every sequence, bit for bit", async (tokens, rows, shape) => {
     const writer = await open({ tokens });
     const sequences = [sequence(0, rows, 4), sequence(1, rows, 4)];
-    expect([await writer.add(sequences[0]!), await writer.add(sequences[1]!)]).toEqual([0, 1]);
+    expect([await writer.add([sequences[0]!]), await writer.add([sequences[1]!])]).toEqual([0, 1]);
     expect(existsSync(path)).toBe(false);
     expect(await writer.finish()).toEqual([path]);
     expect(files()).toEqual(["states.safetensors"]);
@@ -65,7 +65,7 @@ describe("one file", () => {
     const ids = Int32Array.of(9, 8, 7, 6);
     const writer = await open();
     const states = whole.subarray(K * D, 2 * K * D);
-    await writer.add({ candidate: 0, ids: ids.subarray(1, 3), states });
+    await writer.add([{ candidate: 0, ids: ids.subarray(1, 3), states }]);
     await writer.finish();
     const found = await readBack(path, 0);
     expect([...found.ids]).toEqual([8, 7]);
@@ -78,7 +78,7 @@ describe("parts", () => {
     await writeFile(path, "of an earlier run");
     // A sequence takes 24 bytes of states and 4 of ids.
     const writer = await open({ partBytes: 60 });
-    for (let i = 0; i < 5; i++) expect(await writer.add(sequence(i, 1))).toBe(i);
+    for (let i = 0; i < 5; i++) expect(await writer.add([sequence(i, 1)])).toBe(i);
     const parts = [1, 2, 3].map((part) => join(folder.path, `states-0000${part}.safetensors`));
     expect(await writer.finish()).toEqual([...parts, `${path}.index.json`]);
     // The whole-file form of the earlier run would contradict the parts.
@@ -102,10 +102,22 @@ describe("parts", () => {
 
   it("hold a sequence that is larger than a part alone", async () => {
     const writer = await open({ partBytes: 10 });
-    await writer.add(sequence(0, 1));
-    await writer.add(sequence(1, 1));
+    await writer.add([sequence(0, 1)]);
+    await writer.add([sequence(1, 1)]);
     expect(await writer.finish()).toHaveLength(3);
     expect((await readBack(join(folder.path, "states-00002.safetensors"), 1)).states).toEqual(sequence(1, 1).states);
+  });
+
+  it("hold the sequences of one line together", async () => {
+    // 28 bytes a sequence: two lines of two fit into 112, into 111 they do not.
+    const lines = [0, 2].map((i) => [sequence(i, 1), sequence(i + 1, 1)]);
+    const loose = await open({ partBytes: 112 });
+    for (const line of lines) await loose.add(line);
+    expect(await loose.finish()).toEqual([path]);
+    const tight = await open({ partBytes: 111 });
+    for (const line of lines) await tight.add(line);
+    expect(await tight.finish()).toHaveLength(3);
+    expect((await readBack(join(folder.path, "states-00002.safetensors"), 3)).states).toEqual(sequence(3, 1).states);
   });
 });
 
@@ -114,10 +126,10 @@ describe("another form of the same name", () => {
     const foreign = join(folder.path, "states-00042.safetensors");
     await writeFile(foreign, "somebody else's");
     const parted = await open({ partBytes: 60 });
-    for (let i = 0; i < 5; i++) await parted.add(sequence(i, 1));
+    for (let i = 0; i < 5; i++) await parted.add([sequence(i, 1)]);
     await parted.finish();
     const whole = await open();
-    await whole.add(sequence(0, 1));
+    await whole.add([sequence(0, 1)]);
     expect(files()).toContain("states-00003.safetensors");
     await whole.finish();
     expect(files()).toEqual(["states-00042.safetensors", "states.safetensors"]);
@@ -138,11 +150,11 @@ describe("another form of the same name", () => {
 
   it("is left alone by a run that ends early", async () => {
     const parted = await open({ partBytes: 60 });
-    for (let i = 0; i < 5; i++) await parted.add(sequence(i, 1));
+    for (let i = 0; i < 5; i++) await parted.add([sequence(i, 1)]);
     await parted.finish();
     const before = readFileSync(join(folder.path, "states-00001.safetensors"));
     const second = await open({ partBytes: 30 });
-    for (let i = 5; i < 8; i++) await second.add(sequence(i, 1));
+    for (let i = 5; i < 8; i++) await second.add([sequence(i, 1)]);
     await second.abort();
     expect(files()).toEqual(
       [1, 2, 3].map((n) => `states-0000${n}.safetensors`).concat("states.safetensors.index.json"),
@@ -152,22 +164,70 @@ describe("another form of the same name", () => {
 });
 
 describe("an end before the end", () => {
-  it("leaves whole files under other names, which can be read", async () => {
-    await writeFile(path, "of an earlier run");
-    const writer = await open({ partBytes: 60 });
-    for (let i = 0; i < 3; i++) await writer.add(sequence(i, 1));
-    const part = join(folder.path, "states-00001.safetensors.partial");
-    expect(await writer.leave()).toEqual([part, `${path}.partial`]);
-    expect(readFileSync(path, "utf8")).toBe("of an earlier run");
-    expect((await readBack(part, 1)).states).toEqual(sequence(1, 1).states);
-    expect((await readBack(`${path}.partial`, 2)).states).toEqual(sequence(2, 1).states);
+  const LENGTHS = [1, 3, 2, 4, 1];
+  const all = LENGTHS.map((tokens, i) => sequence(i, 1, tokens));
+
+  async function undisturbed(partBytes: number): Promise<Map<string, Buffer>> {
+    const writer = await open({ partBytes });
+    for (const each of all) await writer.add([each]);
+    await writer.finish();
+    const found = new Map(files().map((name) => [name, readFileSync(join(folder.path, name))]));
+    await folder[Symbol.asyncDispose]();
+    await mkdir(folder.path);
+    return found;
+  }
+  const now = () => new Map(files().map((name) => [name, readFileSync(join(folder.path, name))]));
+
+  // In one file, in parts of two sequences, and in parts of one.
+  it.each([1e6, 70, 10].flatMap((partBytes) => LENGTHS.map((_, stop) => ({ partBytes, stop }))))(
+    "after $stop sequences is gone on with, in parts of $partBytes bytes: the same files",
+    async ({ partBytes, stop }) => {
+      const expected = await undisturbed(partBytes);
+      const first = await open({ partBytes });
+      for (const each of all.slice(0, stop)) await first.add([each]);
+      const { progress } = first;
+      const tokens = LENGTHS.slice(stop - progress.part.sequences, stop);
+      // What was written behind the progress that is known is cut off.
+      if (first.fits([all[stop]!])) await first.add([all[stop]!]);
+      await first.sync();
+      await first.leave();
+      expect(files().filter((name) => !name.includes(".partial"))).toEqual([]);
+      const second = await open({ partBytes, begun: { progress, tokens } });
+      expect(second.progress).toEqual(progress);
+      for (const each of all.slice(stop)) await second.add([each]);
+      await second.finish();
+      expect(now()).toEqual(expected);
+    },
+  );
+
+  it.each([1e6, 70])("while files get their names is gone on with, in parts of %d bytes", async (partBytes) => {
+    const expected = await undisturbed(partBytes);
+    const first = await open({ partBytes });
+    for (const each of all) await first.add([each]);
+    const begun = { progress: first.progress, tokens: LENGTHS.slice(LENGTHS.length - first.progress.part.sequences) };
+    await first.finish();
+    // The names were given, but nobody took note.
+    const second = await open({ partBytes, begun });
+    await second.finish();
+    expect(now()).toEqual(expected);
+  });
+
+  it("with less on the disk than is said is an error", async () => {
+    const first = await open();
+    await first.add([sequence(0, 1)]);
+    const { progress } = first;
+    await first.leave();
+    const more = { parts: [], part: { sequences: 2, bytes: 2 * progress.part.bytes } };
+    await expect(open({ begun: { progress: more, tokens: [1, 1] } })).rejects.toThrow(
+      expect.objectContaining({ code: "safetensors/other-body" }),
+    );
   });
 
   it("leaves nothing where nothing was done, and nothing when aborted", async () => {
     const idle = await open();
-    expect(await idle.leave()).toEqual([]);
+    await idle.leave();
     const aborted = await open();
-    await aborted.add(sequence(0, 1));
+    await aborted.add([sequence(0, 1)]);
     await aborted.abort();
     expect(files()).toEqual([]);
   });

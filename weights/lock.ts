@@ -1,7 +1,7 @@
 /**
- * A lock file for one download, so that two processes do not fetch the same bytes. It spares work; what is right does not
- * hang on it: a download's file is named by its content's hash and written at the bytes' own positions, so two writers
- * that both think they hold the lock write the same.
+ * A lock file: for one download, so that two processes do not fetch the same bytes, and for an output that one run writes.
+ * A holder that is gone leaves no lock: on the same host at once, of another host after a minute without a sign of life.
+ * A process that slept for longer than that may find another in its place: who must know asks `held`.
  */
 import { randomBytes } from "node:crypto";
 import { mkdir, open, readFile, rename, rm, stat, utimes } from "node:fs/promises";
@@ -19,26 +19,41 @@ const POLL_MS = 200;
 
 export interface LockOptions {
   /** Called once where another process holds the lock. */
-  readonly onWait?: (() => void) | undefined;
+  readonly onWait?: ((holder: LockHolder) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Runs a step that touches the disk, and turns the system's errors into the caller's; default those of the hub's cache. */
+  readonly guard?: <T>(path: string, step: () => Promise<T>) => Promise<T>;
 }
 
-/** Runs `use` while this process holds the lock. */
-export async function withLock<T>(path: string, use: () => Promise<T>, options: LockOptions = {}): Promise<T> {
+export interface LockHolder {
+  readonly pid: number;
+  readonly host: string;
+}
+
+/**
+ * Runs `use` while this process holds the lock. `use` gets a function that says whether it still does.
+ * @throws what `onWait` throws: that is how not to wait
+ */
+export async function withLock<T>(
+  path: string,
+  use: (held: () => Promise<boolean>) => Promise<T>,
+  options: LockOptions = {},
+): Promise<T> {
   const token = `${process.pid} ${hostname()} ${randomBytes(6).toString("hex")}`;
-  await onDisk(path, () => mkdir(dirname(path), { recursive: true }));
+  const { guard = onDisk } = options;
+  await guard(path, () => mkdir(dirname(path), { recursive: true }));
   let waited = false;
-  while (!(await onDisk(path, () => acquire(path, token)))) {
+  while (!(await guard(path, () => acquire(path, token)))) {
     options.signal?.throwIfAborted();
     if (await removeStale(path)) continue;
-    if (!waited) options.onWait?.();
+    if (!waited) options.onWait?.(parseHolder((await holderOf(path)) ?? ""));
     waited = true;
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
   const beat = setInterval(() => void utimes(path, new Date(), new Date()).catch(() => undefined), BEAT_MS);
   beat.unref();
   try {
-    return await use();
+    return await use(async () => (await holderOf(path)) === token);
   } finally {
     clearInterval(beat);
     if ((await holderOf(path)) === token) await rm(path, { force: true }).catch(() => undefined);
@@ -56,6 +71,11 @@ async function acquire(path: string, token: string): Promise<boolean> {
   }
 }
 
+function parseHolder(text: string): LockHolder {
+  const [pid = "", host = ""] = text.split(" ");
+  return { pid: Number(pid), host };
+}
+
 function holderOf(path: string): Promise<string | null> {
   return readFile(path, "utf8").catch(() => null);
 }
@@ -67,8 +87,8 @@ async function removeStale(path: string): Promise<boolean> {
   if (holder === null || found === null) return true;
   // A time to come is one before the clock was put back.
   const old = Math.abs(Date.now() - found.mtimeMs) > STALE_MS;
-  const [pid = "", host] = holder.split(" ");
-  if (!old && !(host === hostname() && isGone(Number(pid)))) return false;
+  const { pid, host } = parseHolder(holder);
+  if (!old && !(host === hostname() && isGone(pid))) return false;
   // Renamed first: of several that find it stale, one gets it.
   const aside = `${path}.${process.pid}-${randomBytes(6).toString("hex")}`;
   await rename(path, aside).catch(() => undefined);

@@ -1,0 +1,213 @@
+/** Where `rank` reads and writes: in one go to stdout, or to a file that a later run can go on with. */
+import { existsSync } from "node:fs";
+import { stat } from "node:fs/promises";
+import { StratumError } from "../errors.ts";
+import { checkSameFacts, type Machine, type RunFacts } from "../scorer/journal.ts";
+import type { LineSink } from "../scorer/line-sink.ts";
+import { emptyFileError, type ListLine, readLists } from "../scorer/lists.ts";
+import type { RankOutcome } from "../scorer/rank.ts";
+import { toJsonLine } from "../scorer/rankings.ts";
+import { openRankingsFile, type RankCounts, type RankState } from "../scorer/rankings-file.ts";
+import { type InputPlan, inputFacts, journalPath } from "../scorer/resume.ts";
+import { readManifest, type ShardManifest, writeManifest } from "../scorer/shard-manifest.ts";
+import { manifestPath, type Shard, shardPath } from "../scorer/shards.ts";
+import { formatCount } from "./format.ts";
+import { checkOutput, openOutput, withOutputLock } from "./output.ts";
+import { noteResumed } from "./run-facts.ts";
+import { note, unfinished, warn } from "./terminal.ts";
+
+/** The lists of a run. */
+export interface RankSource {
+  /** In words. */
+  readonly name: string;
+  /** A path or `-`; null for lists that are no file's. */
+  readonly path: string | null;
+  /** Reads them from the beginning. */
+  readonly lines: () => AsyncIterable<ListLine>;
+  /** How many there are and which of them are this run's. */
+  readonly plan: () => Promise<InputPlan>;
+  /** The share of them that is this run's. */
+  readonly shard: Shard | null;
+}
+
+export interface RankOutput {
+  /** The lists that are left to rank. */
+  readonly lines: AsyncIterable<ListLine>;
+  readonly total: number | null;
+  /** Of all lists so far, an earlier run's included. */
+  readonly counts: RankCounts;
+  /** Kernels of the run that is gone on with. */
+  readonly machine: Machine | null;
+  /** An earlier run did all of it; `finish` is what is left. */
+  readonly finished: boolean;
+  /** To be called before the first write. @throws {StratumError} `usage/other-machine` */
+  begin(machine: Machine): void;
+  /** @throws {StratumError} `file/write-failed`, `file/stdout` */
+  write(outcome: RankOutcome): Promise<void>;
+  finish(): Promise<void>;
+}
+
+export interface RankOutputFlags {
+  readonly output?: string;
+  readonly append?: boolean;
+  readonly restart?: boolean;
+}
+
+function added(counts: RankCounts, outcome: RankOutcome): RankCounts {
+  const ranked = outcome.kind === "ranked";
+  return {
+    lists: counts.lists + 1,
+    failed: counts.failed + (ranked ? 0 : 1),
+    candidates: counts.candidates + (ranked ? outcome.list.candidates.length : 0),
+    tokens: counts.tokens + (ranked ? outcome.tokens : 0),
+    abstained: counts.abstained + (ranked && outcome.record.abstained ? 1 : 0),
+  };
+}
+
+const NOTHING: RankCounts = { lists: 0, failed: 0, candidates: 0, tokens: 0, abstained: 0 };
+
+/**
+ * Runs `use` with the output; what is not finished by then is left for a later run.
+ * @throws {StratumError} `usage/...` where what lies beside the output is of another run, `usage/in-use`
+ */
+export async function withRankOutput<T>(
+  source: RankSource,
+  facts: RunFacts,
+  flags: RankOutputFlags,
+  use: (output: RankOutput) => Promise<T>,
+): Promise<T> {
+  const { shard, path } = source;
+  const given = flags.output;
+  const output = given === undefined || given === "-" || shard === null ? given : shardPath(given, shard);
+  const plain = output === undefined || output === "-" || (await checkOutput(output));
+  if (shard !== null && (plain || path === null || path === "-" || flags.append)) {
+    throw new StratumError(
+      "usage/shard",
+      "a shard is of a file of lists and goes into a file of its own",
+      "give the file's name, -o FILE, and no --append",
+    );
+  }
+  if (plain || path === null) return usePlain(source, flags, use);
+  return withOutputLock(output, (held) => useFile(source, output, facts, flags, held, use));
+}
+
+async function usePlain<T>(
+  source: RankSource,
+  { output: path, append = false }: RankOutputFlags,
+  use: (output: RankOutput) => Promise<T>,
+): Promise<T> {
+  if (append) {
+    throw new StratumError(
+      "usage/append",
+      `nothing can be appended to ${path ?? "stdout"}: --append is for lists of a file and an output that is one`,
+      "leave --append out, or give -o FILE",
+    );
+  }
+  const { total } = await source.plan();
+  const output = await openOutput(path);
+  let counts = NOTHING;
+  let finished = false;
+  try {
+    return await use({
+      ...{ lines: source.lines(), total, machine: null, finished: false },
+      get counts() {
+        return counts;
+      },
+      begin: () => undefined,
+      async write(outcome) {
+        await output.write(toJsonLine(outcome.record));
+        counts = added(counts, outcome);
+      },
+      async finish() {
+        if (counts.lists === 0) throw emptyFileError(source.name);
+        await output.finish();
+        finished = true;
+      },
+    });
+  } finally {
+    if (!finished) await output.leave();
+  }
+}
+
+async function useFile<T>(
+  source: RankSource,
+  output: string,
+  run: RunFacts,
+  { append = false, restart = false }: RankOutputFlags,
+  held: () => Promise<boolean>,
+  use: (output: RankOutput) => Promise<T>,
+): Promise<T> {
+  const input = source.path ?? "-";
+  const { shard } = source;
+  const done = shard === null || restart ? null : await finishedShard(output, run, input);
+  if (done !== null) {
+    note(`resume  shard ${shard?.index}/${shard?.count} was done: ${output}`);
+    const counts = { ...NOTHING, lists: done.lists, failed: done.failed };
+    const nothing = { begin: () => undefined, write: async () => undefined, finish: async () => undefined };
+    return use({ lines: source.lines(), total: done.lists, counts, machine: null, finished: true, ...nothing });
+  }
+  const file = await openRankingsFile({ output, run, input, append, restart, held, plan: source.plan });
+  const { resumed, partial } = file;
+  const before = file.finished ?? resumed.state?.counts ?? NOTHING;
+  let machine = resumed.machine;
+  /** Says whose the rankings are, before they get their name. */
+  const record = async () => {
+    const { ranges, whole } = resumed.plan;
+    if (shard === null || ranges === null || whole === null || machine === null) return;
+    const { adapter, kernels } = machine;
+    await writeManifest(input, existsSync(partial) ? partial : output, output, {
+      ...{ shard, ranges, whole, run, input: resumed.input, machine: { adapter, kernels } },
+      ...{ lists: counts.lists, failed: counts.failed },
+    });
+  };
+  if (file.finished !== null) note(`resume  all ${formatCount(before.lists)} lists were done: ${output}`);
+  else noteResumed(resumed, `${formatCount(before.lists)} lists that lie in ${partial}`);
+  let counts = before;
+  let sink: LineSink<RankState> | null = null;
+  let finished = false;
+  try {
+    return await use({
+      lines: readLists(input, resumed.read),
+      total: resumed.plan.total,
+      machine: resumed.machine,
+      finished: file.finished !== null,
+      get counts() {
+        return counts;
+      },
+      begin(now) {
+        sink = file.begin(now);
+        machine = now;
+      },
+      async write(outcome) {
+        if (sink === null || outcome.position === undefined) throw new Error("an output that was not begun");
+        unfinished.add(partial);
+        counts = added(counts, outcome);
+        const { base } = sink.state;
+        await sink.write(toJsonLine(outcome.record), { position: outcome.position, base, counts, finishing: false });
+      },
+      async finish() {
+        // Of few lists a shard may get none.
+        if (counts.lists === 0 && shard === null) throw emptyFileError(source.name);
+        if (sink === null) await file.complete(record);
+        else await sink.finish(record);
+        finished = true;
+      },
+    });
+  } finally {
+    const open = sink as LineSink<RankState> | null;
+    if (!finished && open !== null) {
+      await open.leave();
+      if (open.state.counts.lists > 0) warn(`unfinished: what was done lies in ${partial}; the same command goes on`);
+    }
+    unfinished.delete(partial);
+  }
+}
+
+/** The record of a shard that is whole: of this run, and of an input that nobody has touched since. */
+async function finishedShard(output: string, run: RunFacts, input: string): Promise<ShardManifest | null> {
+  if (!existsSync(output) || !existsSync(manifestPath(output)) || existsSync(journalPath(output))) return null;
+  const manifest = await readManifest(output);
+  checkSameFacts(manifest.run, run, output);
+  const same = JSON.stringify(manifest.input) === JSON.stringify(await inputFacts(input));
+  return same && (await stat(output)).size === manifest.output.bytes ? manifest : null;
+}

@@ -1,0 +1,134 @@
+/** A file of rankings that a run can go on with: its lines, the journal beside it, the ids so far. */
+import { createHash } from "node:crypto";
+import { rename, stat, truncate } from "node:fs/promises";
+import { dirname } from "node:path";
+import { z } from "zod";
+import { StratumError } from "../errors.ts";
+import { syncFolder } from "../weights/durable.ts";
+import { isSystemError } from "../weights/json.ts";
+import { CLAIM_BYTES } from "./id-register.ts";
+import { createJournal, type Machine, positionSchema, readJournal } from "./journal.ts";
+import { START } from "./json-lines.ts";
+import { createLineSink, type LineSink } from "./line-sink.ts";
+import { claimsPath, forget, journalPath, type Resumed, type ResumeRequest, readAt, resume } from "./resume.ts";
+
+const count = z.int().min(0);
+
+const countsSchema = z.object({ lists: count, failed: count, candidates: count, tokens: count, abstained: count });
+
+/** Of all lists so far, those of earlier runs included. */
+export type RankCounts = Readonly<z.infer<typeof countsSchema>>;
+
+const stateSchema = z.object({
+  position: positionSchema,
+  out: count,
+  /** Bytes that the file had before the run: those that `--append` leaves alone. */
+  base: count,
+  counts: countsSchema,
+  finishing: z.boolean(),
+});
+
+export type RankState = Readonly<z.infer<typeof stateSchema>>;
+
+export interface RankingsFileRequest extends Pick<ResumeRequest<RankState>, "output" | "run" | "input" | "plan"> {
+  /** Write behind what the output holds, under its own name from the first line on. */
+  readonly append: boolean;
+  /** Throw away what an earlier run left. */
+  readonly restart: boolean;
+  /** Whether the output is still this process's own. */
+  readonly held: () => Promise<boolean>;
+}
+
+export interface RankingsFile {
+  readonly resumed: Resumed<RankState>;
+  /** What an earlier run did, where it did all of it; then `complete` is what is left to do. */
+  readonly finished: RankCounts | null;
+  /** Gives the files their names; `last` before that. */
+  complete(last?: () => Promise<void>): Promise<void>;
+  /** The name of the lines until they are whole. */
+  readonly partial: string;
+  /** @throws {StratumError} `usage/other-machine` */
+  begin(machine: Machine): LineSink<RankState>;
+}
+
+/**
+ * Looks for what an earlier run left and prepares to go on with it. Nothing is written before the first line.
+ * @throws {StratumError} as `resume`; `usage/torn-output` where `--append` finds no whole lines
+ */
+export async function openRankingsFile(request: RankingsFileRequest): Promise<RankingsFile> {
+  const { output, append, restart } = request;
+  const partial = append ? output : `${output}.partial`;
+  if (restart) await startOver(output, partial, append);
+  const found = await sizeOf(partial);
+  const resumed = await resume<RankState>({
+    ...request,
+    state: stateSchema,
+    digest: (from, to) => digestOf(output, partial, from, to),
+    holds: async ({ out, finishing }) => (finishing && !append && found === null) || (found ?? 0) >= out,
+  });
+  const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, abstained: 0 };
+  const base = append ? (found ?? 0) : 0;
+  if (resumed.state === null && base > 0) await checkWholeLines(output, base);
+  const begin = resumed.state ?? { position: START, out: base, base, counts, finishing: false };
+  return {
+    resumed,
+    partial,
+    finished: begin.finishing ? begin.counts : null,
+    async complete(last) {
+      // All of it was synced before the journal said so: only names were missing.
+      await last?.();
+      if (!append && found !== null) await rename(partial, output);
+      await syncFolder(dirname(output));
+      await forget(output, []);
+    },
+    begin: (machine) =>
+      createLineSink<RankState>({
+        ...{ output, partial, begin, held: request.held, digest: hashChunk },
+        journal: createJournal(journalPath(output), resumed.head(machine)),
+        register: resumed.read.register,
+      }),
+  };
+}
+
+function hashChunk(lines: Uint8Array, claims: Uint8Array): string {
+  return createHash("sha256").update(lines).update(claims).digest("base64");
+}
+
+async function digestOf(output: string, partial: string, from: RankState, to: RankState): Promise<string | null> {
+  const lines = new Uint8Array(Math.max(0, to.out - from.out));
+  const claims = new Uint8Array(CLAIM_BYTES * Math.max(0, to.position.items - from.position.items));
+  const whole =
+    (await readAt(partial, from.out, lines)) === lines.byteLength &&
+    (await readAt(claimsPath(output), CLAIM_BYTES * from.position.items, claims)) === claims.byteLength;
+  return whole ? hashChunk(lines, claims) : null;
+}
+
+/** Takes away an earlier run; of an output that was appended to, what that run appended. */
+async function startOver(output: string, partial: string, append: boolean): Promise<void> {
+  if (append) {
+    const found = await readJournal({ path: journalPath(output), state: stateSchema, digest: async () => null });
+    if (found !== null && (await sizeOf(output)) !== null) await truncate(output, found.state.base);
+    await forget(output, []);
+  } else await forget(output, [partial]);
+}
+
+async function sizeOf(path: string): Promise<number | null> {
+  return await stat(path).then(
+    ({ size }) => size,
+    (cause: unknown) => {
+      if (isSystemError(cause, "ENOENT")) return null;
+      throw cause;
+    },
+  );
+}
+
+async function checkWholeLines(path: string, size: number): Promise<void> {
+  const last = new Uint8Array(1);
+  await readAt(path, size - 1, last);
+  if (last[0] === 0x0a) return;
+  throw new StratumError(
+    "usage/torn-output",
+    `${path} does not end with a line break: its last line is cut`,
+    "mend its last line, or give -o another name",
+  );
+}

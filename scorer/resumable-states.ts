@@ -1,0 +1,218 @@
+/** A file of hidden states that a run can go on with: the states, a line a sequence beside it, and the journal. */
+import { existsSync } from "node:fs";
+import { open, rename, stat } from "node:fs/promises";
+import { dirname } from "node:path";
+import { z } from "zod";
+import { StratumError } from "../errors.ts";
+import { syncFolder } from "../weights/durable.ts";
+import type { ExtractOutcome } from "./extract.ts";
+import { createJournal, type Machine, positionSchema } from "./journal.ts";
+import { START } from "./json-lines.ts";
+import { createLineSink, type LineSink } from "./line-sink.ts";
+import { forget, journalPath, type Resumed, type ResumeRequest, resume } from "./resume.ts";
+import { createStatesWriter, type StatesWriter, type StatesWriterOptions } from "./states-writer.ts";
+
+const count = z.int().min(0);
+const part = z.object({ sequences: count, bytes: count });
+const countsSchema = z.object({ lines: count, failed: count, sequences: count, tokens: count });
+
+/** Of all lines so far, those of earlier runs included. */
+export type ExtractCounts = Readonly<z.infer<typeof countsSchema>>;
+
+const stateSchema = z.object({
+  position: positionSchema,
+  out: count,
+  parts: z.array(part),
+  /** The part under way, and where its lines begin. */
+  part: part.extend({ index: count }),
+  /** The part under way is about to become whole. */
+  ending: z.boolean(),
+  counts: countsSchema,
+  finishing: z.boolean(),
+});
+
+type StatesState = Readonly<z.infer<typeof stateSchema>>;
+
+export interface StatesFileRequest extends Pick<ResumeRequest<StatesState>, "output" | "run" | "input" | "plan"> {
+  readonly restart: boolean;
+  readonly held: () => Promise<boolean>;
+  readonly states: Omit<StatesWriterOptions, "metadata" | "begun" | "keep">;
+}
+
+export interface StatesFile {
+  readonly resumed: Resumed<StatesState>;
+  /** What earlier runs did; `finished`: all of it is done, but perhaps for the files' names. */
+  readonly counts: ExtractCounts;
+  readonly finished: boolean;
+  /** @throws {StratumError} `usage/other-machine`, `file/write-failed`, `file/not-a-file` */
+  begin(machine: Machine, metadata: Readonly<Record<string, string>>): Promise<StatesSink>;
+}
+
+export interface StatesSink {
+  readonly counts: ExtractCounts;
+  /** @throws {StratumError} `file/write-failed`, `usage/in-use` */
+  write(outcome: ExtractOutcome): Promise<void>;
+  /** @returns the files' names */
+  finish(): Promise<readonly string[]>;
+  /** The work ended early: what was done stays, for a later run. */
+  leave(): Promise<void>;
+}
+
+/** `OUT.index.jsonl`: a line a sequence. */
+export function indexPath(output: string): string {
+  return `${output}.index.jsonl`;
+}
+
+const indexLine = z.object({ tokens: z.int().min(1).optional() });
+
+/**
+ * Looks for what an earlier run left and prepares to go on with it.
+ * @throws {StratumError} as `resume`
+ */
+export async function openStatesFile(request: StatesFileRequest): Promise<StatesFile> {
+  const { output, restart, states } = request;
+  const index = indexPath(output);
+  const partial = `${index}.partial`;
+  if (restart) await forget(output, [partial, `${output}.partial`, `${output}.partial.body`]);
+  const size = await stat(partial).then(
+    (found) => found.size,
+    () => null,
+  );
+  const resumed = await resume<StatesState>({
+    ...request,
+    state: stateSchema,
+    // A chunk counts once it is synced: hashing states again would cost as much as reading them.
+    digest: async () => null,
+    holds: async ({ out, finishing }) => (finishing && size === null && existsSync(index)) || (size ?? 0) >= out,
+  });
+  const begin: StatesState = resumed.state ?? {
+    ...{ position: START, out: 0, parts: [], part: { sequences: 0, bytes: 0, index: 0 }, ending: false },
+    ...{ counts: { lines: 0, failed: 0, sequences: 0, tokens: 0 }, finishing: false },
+  };
+
+  async function openWriter(metadata: Readonly<Record<string, string>>): Promise<StatesWriter> {
+    const begun = { progress: begin, tokens: await tokensOf(size === null ? index : partial, begin) };
+    return createStatesWriter(output, {
+      ...{ ...states, metadata, keep: true },
+      ...(resumed.state === null ? {} : { begun }),
+    });
+  }
+
+  return {
+    resumed,
+    counts: begin.counts,
+    finished: begin.finishing,
+    async begin(machine, metadata) {
+      const head = resumed.head(machine);
+      const writer = await openWriter(metadata);
+      if (begin.finishing) return finishedSink(writer, begin, { output, partial, index });
+      let state = begin;
+      if (begin.ending) {
+        await writer.endPart();
+        const { parts, part: next } = writer.progress;
+        state = { ...begin, parts: [...parts], part: { ...next, index: begin.out }, ending: false };
+      }
+      const sink = createLineSink<StatesState>({
+        ...{ output, partial, target: index, begin: state, held: request.held, sync: () => writer.sync() },
+        journal: createJournal(journalPath(output), head),
+        register: resumed.read.register,
+      });
+      return createSink(writer, sink, index, state.part.index);
+    },
+  };
+}
+
+function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: string, begun: number): StatesSink {
+  let partIndex = begun;
+  return {
+    get counts() {
+      return sink.state.counts;
+    },
+    async write(outcome) {
+      const { position } = outcome;
+      if (position === undefined) throw new Error("a line without its position");
+      const before = sink.state;
+      const counts = { ...before.counts, lines: before.counts.lines + 1 };
+      let text: string;
+      if (outcome.kind === "failed") {
+        const { code, message, fix } = outcome.error;
+        text = `${JSON.stringify({ line: outcome.line, id: outcome.id, error: { code, message, fix } })}\n`;
+        counts.failed++;
+      } else {
+        if (!writer.fits(outcome.sequences)) {
+          // What the part holds is in the journal before it changes its name.
+          await sink.write("", { ...before, ending: true });
+          await sink.settle();
+          await writer.endPart();
+          partIndex = sink.written.out;
+        }
+        const first = await writer.add(outcome.sequences);
+        text = indexLines(outcome, first);
+        counts.sequences += outcome.sequences.length;
+        counts.tokens += outcome.sequences.reduce((sum, { ids }) => sum + ids.length, 0);
+      }
+      const { parts, part } = writer.progress;
+      const next = { position, parts: [...parts], part: { ...part, index: partIndex }, counts };
+      await sink.write(text, { ...next, ending: false, finishing: false });
+    },
+    async finish() {
+      let written: readonly string[] = [];
+      await sink.finish(async () => {
+        written = await writer.finish();
+      });
+      return [...written, index];
+    },
+    async leave() {
+      await sink.leave();
+      await writer.leave();
+    },
+  };
+}
+
+/** An earlier run was about to give the files their names. */
+function finishedSink(
+  writer: StatesWriter,
+  { counts }: StatesState,
+  { output, partial, index }: { readonly output: string; readonly partial: string; readonly index: string },
+): StatesSink {
+  return {
+    counts,
+    write: async () => undefined,
+    async finish() {
+      const written = await writer.finish();
+      if (existsSync(partial)) await rename(partial, index);
+      await syncFolder(dirname(output));
+      await forget(output, []);
+      return [...written, index];
+    },
+    leave: () => writer.leave(),
+  };
+}
+
+function indexLines(outcome: ExtractOutcome & { readonly kind: "extracted" }, first: number): string {
+  const { line, id, source, notes, sequences } = outcome;
+  return sequences
+    .map(({ candidate, ids }, k) => {
+      const role = source === "list" ? { candidate } : {};
+      const noted = Object.keys(notes).length > 0 ? { notes } : {};
+      return `${JSON.stringify({ sequence: first + k, line, id, ...role, tokens: ids.length, ...noted })}\n`;
+    })
+    .join("");
+}
+
+/** The tokens of the sequences of the part under way: its lines say them. */
+async function tokensOf(path: string, { part: { sequences, index }, out }: StatesState): Promise<number[]> {
+  if (sequences === 0) return [];
+  const tokens: number[] = [];
+  await using file = await open(path, "r");
+  for await (const text of file.readLines({ start: index, end: out - 1, autoClose: false })) {
+    const line = indexLine.parse(JSON.parse(text));
+    if (line.tokens !== undefined) tokens.push(line.tokens);
+  }
+  if (tokens.length === sequences) return tokens;
+  throw new StratumError(
+    "usage/output-changed",
+    `${path} names ${tokens.length} sequences of the part under way, and ${sequences} were written`,
+    "throw away what there is with --restart",
+  );
+}

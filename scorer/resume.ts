@@ -1,0 +1,198 @@
+/**
+ * What lies beside an output from an earlier run, checked against the run that is about to begin: the journal, the ids
+ * that were used, and whether the input is still the one that was read.
+ *
+ * The input is not read again. The system's word (size, times, inode) is taken: the time of the last change cannot be set
+ * by hand, so where nothing differs nothing was written. Where something differs (a copy, another machine, a pipe) the
+ * bytes that were read before are read once more and their chain of hashes compared.
+ */
+import { open, rm, stat } from "node:fs/promises";
+import { messageOf, StratumError } from "../errors.ts";
+import { isSystemError } from "../weights/json.ts";
+import { CLAIM_BYTES, createIdRegister, type IdRegister } from "./id-register.ts";
+import {
+  checkSameFacts,
+  type FoundJournal,
+  type JournalHead,
+  type JournalOptions,
+  type Machine,
+  type RunFacts,
+  readJournal,
+  type WholeInput,
+} from "./journal.ts";
+import { type LineRange, type Position, START } from "./json-lines.ts";
+import type { ReadOptions } from "./lists.ts";
+
+/** What every state of a run says. */
+export interface RunState {
+  readonly position: Position;
+  /** All is done but for the names of the files. */
+  readonly finishing: boolean;
+}
+
+/** How the input is divided and counted; asked only where no journal says it. */
+export interface InputPlan {
+  readonly total: number | null;
+  readonly ranges: readonly LineRange[] | null;
+  /** The input whole, where it was read to be divided. */
+  readonly whole: WholeInput | null;
+}
+
+export interface ResumeRequest<S extends RunState> extends Omit<JournalOptions<S>, "path"> {
+  /** The output's final name. */
+  readonly output: string;
+  readonly run: RunFacts;
+  /** A path, or `-`. */
+  readonly input: string;
+  readonly plan: () => Promise<InputPlan>;
+  /** Whether the files of an earlier run still hold what a state says. */
+  readonly holds: (state: S) => Promise<boolean>;
+}
+
+export interface Resumed<S extends RunState> {
+  /** Where the earlier run stopped; null to begin. */
+  readonly state: S | null;
+  /** Kernels of the earlier run. */
+  readonly machine: Machine | null;
+  /** How the input is to be read on. */
+  readonly read: ReadOptions & { readonly from: Position; readonly register: IdRegister };
+  /** Whether what was read before is read again. */
+  readonly verify: boolean;
+  /** The journal's first line on this machine. @throws {StratumError} `usage/other-machine` */
+  head(machine: Machine): JournalHead;
+  readonly plan: InputPlan;
+  /** What the system says of the input now. */
+  readonly input: RunFacts | null;
+}
+
+/** `OUT.journal`. */
+export function journalPath(output: string): string {
+  return `${output}.journal`;
+}
+
+/** The ids of the lines so far. */
+export function claimsPath(output: string): string {
+  return `${output}.journal.ids`;
+}
+
+/** What the system says of a regular file; null for anything else. @throws {StratumError} `usage/no-input` */
+export async function inputFacts(path: string): Promise<RunFacts | null> {
+  if (path === "-") return null;
+  try {
+    const found = await stat(path, { bigint: true });
+    if (!found.isFile()) return null;
+    const { size, mtimeNs, ctimeNs, ino, dev } = found;
+    return { size: Number(size), modified: `${mtimeNs}`, changed: `${ctimeNs}`, inode: `${dev}:${ino}` };
+  } catch (cause) {
+    throw new StratumError(
+      "usage/no-input",
+      `cannot read ${path}: ${messageOf(cause)}`,
+      "check the path of the input file",
+      cause,
+    );
+  }
+}
+
+/**
+ * Looks for an earlier run and checks that it is this one.
+ * @throws {StratumError} `usage/other-run`, `usage/bad-journal`, `usage/other-input`, `usage/output-changed`
+ */
+export async function resume<S extends RunState>(request: ResumeRequest<S>): Promise<Resumed<S>> {
+  const { output, run, input } = request;
+  const path = journalPath(output);
+  const now = await inputFacts(input);
+  const found = await readJournal({ ...request, path });
+  if (found !== null) {
+    checkSameFacts(found.head.run, run, output);
+    if (!(await request.holds(found.state))) {
+      throw new StratumError(
+        "usage/output-changed",
+        `${path} says that more was done than the files beside it hold`,
+        "throw away what there is with --restart",
+      );
+    }
+  }
+  const same = found !== null && now !== null && JSON.stringify(found.head.input) === JSON.stringify(now);
+  const plan = same ? found.head : await request.plan();
+  if (found !== null && !same) checkPlans(found, plan, input);
+  const position = found?.state.position ?? START;
+  const register = createIdRegister(await readClaims(claimsPath(output), position.items));
+  const verify = found !== null && !same && position.bytes > 0;
+  return {
+    state: found?.state ?? null,
+    machine: found?.head.machine ?? null,
+    read: { from: position, register, verify, ...(plan.ranges === null ? {} : { ranges: plan.ranges }) },
+    verify,
+    plan: { total: plan.total, ranges: plan.ranges, whole: plan.whole },
+    input: now,
+    head(machine) {
+      if (found !== null) checkMachine(found.head.machine, machine, output);
+      const { total, ranges, whole } = plan;
+      return { run, input: now, total, ranges: ranges === null ? null : [...ranges], whole, machine };
+    },
+  };
+}
+
+/** A shard's stretches are those of the whole input: other ones, and its lines are other lines. */
+function checkPlans<S>({ head }: FoundJournal<S>, plan: InputPlan, input: string): void {
+  const facts = ({ ranges, whole }: InputPlan) => JSON.stringify([ranges, ranges === null ? null : whole]);
+  if (facts(head) === facts(plan)) return;
+  throw new StratumError(
+    "usage/other-input",
+    `${input} has changed since the run was begun, and with it which lines are this shard's`,
+    "give the earlier input, or throw away what there is of every shard with --restart",
+  );
+}
+
+function checkMachine(before: Machine, now: Machine, output: string): void {
+  const facts = ({ adapter, kernels }: Machine) => ({ adapter, kernels });
+  try {
+    checkSameFacts(facts(before), facts(now), output);
+  } catch (cause) {
+    if (!(cause instanceof StratumError)) throw cause;
+    throw new StratumError(
+      "usage/other-machine",
+      cause.message,
+      "other kernels agree within rounding only: go on where the run began (--adapter), or throw away what there is with --restart",
+      cause,
+    );
+  }
+}
+
+/** Takes away a run's files, whatever is in them. */
+export async function forget(output: string, files: readonly string[]): Promise<void> {
+  for (const file of [journalPath(output), `${journalPath(output)}.next`, claimsPath(output), ...files])
+    await rm(file, { force: true });
+}
+
+async function readClaims(path: string, items: number): Promise<Uint8Array> {
+  const bytes = new Uint8Array(items * CLAIM_BYTES);
+  if (items === 0) return bytes;
+  const read = await readAt(path, 0, bytes);
+  if (read === bytes.byteLength) return bytes;
+  throw new StratumError(
+    "usage/bad-journal",
+    `${path} holds ${Math.floor(read / CLAIM_BYTES)} ids, ${items} lines were done`,
+    "throw away what there is with --restart",
+  );
+}
+
+/** Fills `bytes` from a file. @returns how many there were; 0 without the file */
+export async function readAt(path: string, position: number, bytes: Uint8Array): Promise<number> {
+  const file = await open(path, "r").catch((cause: unknown) => {
+    if (isSystemError(cause, "ENOENT")) return null;
+    throw cause;
+  });
+  if (file === null) return 0;
+  try {
+    let done = 0;
+    while (done < bytes.byteLength) {
+      const { bytesRead } = await file.read(bytes, done, bytes.byteLength - done, position + done);
+      if (bytesRead === 0) break;
+      done += bytesRead;
+    }
+    return done;
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,158 @@
+/**
+ * Shards: a file of lists divided for processes that know nothing of each other but their number.
+ *
+ * Lines are dealt in runs of neighbours, each to the shard that has the least so far, by bytes. Bytes stand for tokens:
+ * to count those, every shard would have to encode every list, which costs more than its own share of the reading; and in
+ * runs taken from the whole file, what makes a line's bytes many tokens or few (its language, fields that are passed
+ * through) falls on all shards alike. Everything follows from the file and the count: the same on every machine.
+ */
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { messageOf, StratumError } from "../errors.ts";
+import type { WholeInput } from "./journal.ts";
+import type { LineRange } from "./json-lines.ts";
+import type { InputPlan } from "./resume.ts";
+
+/** A share: number `index` of `count`, counted from 1. */
+export interface Shard {
+  readonly index: number;
+  readonly count: number;
+}
+
+export interface ShardPlan extends InputPlan {
+  /** Lines of the shard. */
+  readonly total: number;
+  /** The shard's stretches, in the order of the file. */
+  readonly ranges: readonly LineRange[];
+  readonly whole: WholeInput;
+}
+
+/** Runs a shard gets, about: as many as make the largest unfairness 1 in 64. */
+const RUNS = 64;
+const MOST_SHARDS = 100_000;
+
+/** @throws {StratumError} `usage/shard` */
+export function checkShard({ index, count }: Shard): Shard {
+  const whole = Number.isSafeInteger(index) && Number.isSafeInteger(count);
+  if (whole && count >= 1 && count <= MOST_SHARDS && index >= 1 && index <= count) return { index, count };
+  throw new StratumError(
+    "usage/shard",
+    `there is no shard ${index}/${count}`,
+    `count shards from 1: 1/${whole && count >= 1 ? count : "n"} is the first, n/n the last; at most ${MOST_SHARDS}`,
+  );
+}
+
+/**
+ * The lines of one shard of a regular file.
+ * @throws {StratumError} `file/unreadable`
+ */
+export async function planShard(path: string, shard: Shard): Promise<ShardPlan> {
+  try {
+    return await deal(path, (await stat(path)).size, shard);
+  } catch (cause) {
+    throw new StratumError("file/unreadable", `cannot read ${path}: ${messageOf(cause)}`, "check the path", cause);
+  }
+}
+
+async function deal(path: string, size: number, { index, count }: Shard): Promise<ShardPlan> {
+  const hash = createHash("sha256");
+  const runBytes = Math.max(1, Math.floor(size / (count * RUNS)));
+  const loads = new Float64Array(count);
+  const ranges: LineRange[] = [];
+  let own = 0;
+  let run = { line: 1, start: 0 };
+  let line = 0;
+  const dealRun = (end: number) => {
+    let least = 0;
+    for (let s = 1; s < count; s++) if (loads[s] < loads[least]) least = s;
+    loads[least] += end - run.start;
+    if (least === index - 1) {
+      own += line - run.line + 1;
+      const last = ranges.at(-1);
+      if (last?.end === run.start) ranges[ranges.length - 1] = { ...last, end };
+      else ranges.push({ ...run, end });
+    }
+    run = { line: line + 1, start: end };
+  };
+  let offset = 0;
+  let last = 0x0a;
+  for await (const chunk of createReadStream(path, { highWaterMark: 2 ** 20 })) {
+    const bytes = chunk as Buffer;
+    hash.update(bytes);
+    for (let at = bytes.indexOf(0x0a); at >= 0; at = bytes.indexOf(0x0a, at + 1)) {
+      line++;
+      const end = offset + at + 1;
+      if (end - run.start >= runBytes) dealRun(end);
+    }
+    offset += bytes.length;
+    last = bytes.at(-1) ?? last;
+  }
+  // The last line may have no newline.
+  if (last !== 0x0a) line++;
+  if (offset > run.start) dealRun(offset);
+  return { total: own, ranges, whole: { lines: line, bytes: offset, sha256: hash.digest("hex") } };
+}
+
+/** `rankings-00002-of-00008.jsonl` for shard 2 of 8 of `rankings.jsonl`: as checkpoints name theirs. */
+export function shardPath(output: string, { index, count }: Shard): string {
+  const name = output.slice(Math.max(output.lastIndexOf("/"), output.lastIndexOf("\\")) + 1);
+  const dot = name.lastIndexOf(".");
+  const cut = dot > 0 ? output.length - name.length + dot : output.length;
+  const number = (value: number) => String(value).padStart(5, "0");
+  return `${output.slice(0, cut)}-${number(index)}-of-${number(count)}${output.slice(cut)}`;
+}
+
+/** Beside a shard's rankings: whose they are. */
+export function manifestPath(output: string): string {
+  return `${output}.shard.json`;
+}
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * The shard that a scheduler gave this process: of a Slurm array, or of an indexed Job of Kubernetes (whose size is no
+ * variable of its own: `JOB_COMPLETIONS` is for the manifest to set).
+ * @throws {StratumError} `usage/shard` where there is none, or it is incomplete
+ */
+export function shardOfEnvironment(env: Environment): Shard {
+  const number = (name: string): number | undefined => {
+    const text = env[name];
+    if (text === undefined || text === "") return undefined;
+    if (/^\d+$/.test(text)) return Number(text);
+    throw new StratumError("usage/shard", `${name}=${text} is no number`, "give --shard i/n");
+  };
+  const task = number("SLURM_ARRAY_TASK_ID");
+  if (task !== undefined) {
+    const count = number("SLURM_ARRAY_TASK_COUNT");
+    const first = number("SLURM_ARRAY_TASK_MIN") ?? 1;
+    const step = number("SLURM_ARRAY_TASK_STEP") ?? 1;
+    if (count === undefined) {
+      throw new StratumError(
+        "usage/shard",
+        "SLURM_ARRAY_TASK_ID is set, and SLURM_ARRAY_TASK_COUNT is not",
+        "run it as a Slurm array, or give --shard i/n",
+      );
+    }
+    const index = (task - first) / step + 1;
+    if (Number.isInteger(index) && index >= 1 && index <= count) return checkShard({ index, count });
+    throw new StratumError(
+      "usage/shard",
+      `task ${task} of an array of ${count} that begins at ${first} in steps of ${step} has no place in it`,
+      "number the array evenly, as in --array=1-8, or give --shard i/n",
+    );
+  }
+  const completion = number("JOB_COMPLETION_INDEX");
+  const completions = number("JOB_COMPLETIONS");
+  if (completion !== undefined && completions !== undefined)
+    return checkShard({ index: completion + 1, count: completions });
+  throw new StratumError(
+    "usage/shard",
+    completion === undefined
+      ? "--shard auto finds neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX"
+      : "JOB_COMPLETION_INDEX is set, and JOB_COMPLETIONS is not",
+    completion === undefined
+      ? "run it as a Slurm array or as an indexed Job, or give --shard i/n"
+      : "set JOB_COMPLETIONS in the Job's manifest to its completions, or give --shard i/n",
+  );
+}

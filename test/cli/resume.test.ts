@@ -1,0 +1,102 @@
+/** `rank` stopped and given again: what was done is kept, and what would make it another run is refused. */
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import {
+  type CliRun,
+  errorCodes,
+  type Folder,
+  lastJsonLine,
+  startStratum,
+  stratum,
+  temporaryFolder,
+  until,
+  writeTinyTextModel,
+} from "../support/cli.ts";
+import type { TinyModel } from "../support/tiny-model.ts";
+
+const LISTS = 3000;
+
+let folder: Folder;
+let tiny: TinyModel;
+let input: string;
+let undisturbed: string;
+const out = () => join(folder.path, "out.jsonl");
+
+const rank = (...more: string[]): Promise<CliRun> =>
+  stratum(["rank", input, "--model", tiny.directory, "--layer", "1", "--json", "-o", out(), ...more]);
+
+beforeAll(async () => {
+  folder = await temporaryFolder();
+  tiny = await writeTinyTextModel({ layers: 2 });
+  const lists = Array.from({ length: LISTS }, (_, i) =>
+    i % 1000 === 500 ? "{" : JSON.stringify({ id: `q${i}`, instruction: `What is ${i}?`, candidates: ["A.", `${i}.`] }),
+  );
+  input = await folder.write("lists.jsonl", `${lists.join("\n")}\n`);
+  const whole = join(folder.path, "whole.jsonl");
+  const run = await stratum(["rank", input, "--model", tiny.directory, "--layer", "1", "-o", whole]);
+  expect(run.code).toBe(1);
+  undisturbed = readFileSync(whole, "utf8");
+});
+afterAll(async () => {
+  await tiny[Symbol.asyncDispose]();
+  await folder[Symbol.asyncDispose]();
+});
+
+const left = () => readdirSync(folder.path).filter((name) => name.startsWith("out."));
+
+describe.skipIf(process.platform === "win32")("a run that was killed", () => {
+  let done: number;
+  beforeAll(async () => {
+    const run = startStratum(["rank", input, "--model", tiny.directory, "--layer", "1", "-o", out()]);
+    await until(() => (existsSync(`${out()}.partial`) ? true : undefined), "lines");
+    run.child.kill("SIGKILL");
+    await run.ended;
+    done = readFileSync(`${out()}.partial`, "utf8").split("\n").length - 1;
+    expect(existsSync(out())).toBe(false);
+  });
+
+  it.each([
+    ["--top-n", ["--top-n", "1"], /top-n was null, is 1/],
+    ["--layer", ["--layer", "2"], /fingerprint was .* is .*layer was 1, is 2/],
+    ["--system", ["--system", "Be brief."], /system was null, is "Be brief\."/],
+  ])("is not gone on with under another %s", async (_, flags, message) => {
+    const run = await rank(...flags);
+    expect([run.code, errorCodes(run.stderr), existsSync(out())]).toEqual([2, ["usage/other-run"], false]);
+    expect(run.stderr).toMatch(message);
+  });
+
+  it("goes on behind the lines that are there, under the kernels that it began with, and ends in the same bytes", async () => {
+    const run = await rank("--tune", "off");
+    expect(run.code).toBe(1);
+    expect(lastJsonLine(run.stderr)).toMatchObject({ lists: LISTS, failed: 3, resumed: done, stopped: false });
+    if (done > 0) expect(run.stderr).toContain(`resume  after ${done.toLocaleString("en-US")} lists`);
+    expect(readFileSync(out(), "utf8")).toBe(undisturbed);
+    expect(left()).toEqual(["out.jsonl"]);
+  });
+});
+
+describe("an output", () => {
+  it("that another process writes is left to it", async () => {
+    const busy = await folder.write(
+      "busy.jsonl.journal.lock",
+      `${process.pid} ${(await import("node:os")).hostname()} x`,
+    );
+    const run = await stratum(["rank", input, "-o", busy.slice(0, -".journal.lock".length)]);
+    expect([run.code, errorCodes(run.stderr)]).toEqual([2, ["usage/in-use"]]);
+    expect(run.stderr).toContain(`process ${process.pid} on`);
+  });
+
+  it("is appended to under its own name", async () => {
+    const lists = await folder.write(
+      "two.jsonl",
+      `${readFileSync(input, "utf8").split("\n").slice(0, 2).join("\n")}\n`,
+    );
+    const many = await folder.write("many.jsonl", "before\n");
+    const flags = ["--model", tiny.directory, "--layer", "1", "-o", many];
+    expect((await stratum(["rank", lists, ...flags, "--append"])).code).toBe(0);
+    expect(readFileSync(many, "utf8")).toBe(`before\n${undisturbed.split("\n").slice(0, 2).join("\n")}\n`);
+    const stdout = await stratum(["rank", lists, "--append"]);
+    expect([stdout.code, errorCodes(stdout.stderr)]).toEqual([2, ["usage/append"]]);
+  });
+});

@@ -1,0 +1,336 @@
+/**
+ * A file of rankings that is stopped anywhere and gone on with: without a model, a record a list. A killed process is
+ * played by a copy of the folder at that time; a power cut by what a disk may have lost of it.
+ */
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  truncateSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { seededRandom } from "../../kernels/random.ts";
+import type { Machine } from "../../scorer/journal.ts";
+import type { ListLine } from "../../scorer/lists.ts";
+import { readLists } from "../../scorer/lists.ts";
+import { openRankingsFile, type RankingsFileRequest } from "../../scorer/rankings-file.ts";
+import { type Folder, temporaryFolder, until } from "../support/cli.ts";
+
+const MACHINE: Machine = { adapter: "a", kernels: "k", tiles: [] };
+const LISTS = 400;
+
+let folder: Folder;
+let number = 0;
+/** Duplicates, blank lines, lines that are no lists, ids and none. */
+const TEXT = Array.from({ length: LISTS }, (_, i) => {
+  if (i % 37 === 5) return "";
+  if (i % 41 === 7) return "{";
+  const id = i % 53 === 50 ? { id: `q${i - 50}` } : i % 5 === 0 ? {} : { id: `q${i}` };
+  return JSON.stringify({ ...id, instruction: `é ${"x".repeat(i % 90)}`, candidates: ["a", "b"] });
+}).join("\n");
+
+beforeAll(async () => {
+  folder = await temporaryFolder();
+});
+afterAll(() => folder[Symbol.asyncDispose]());
+
+function place(): string {
+  const path = join(folder.path, String(number++));
+  mkdirSync(path);
+  writeFileSync(join(path, "lists.jsonl"), TEXT);
+  return path;
+}
+
+const record = (line: ListLine): string =>
+  `${JSON.stringify({ id: line.id, ...(line.kind === "error" ? { error: line.error.message } : { results: [line.line] }) })}\n`;
+
+interface Work extends Partial<Omit<RankingsFileRequest, "output" | "input">> {
+  readonly machine?: Machine;
+  /** Called behind each record. */
+  readonly each?: (records: number) => void | Promise<void>;
+}
+
+class Stopped extends Error {}
+
+/** Does what is left. @returns the records that were made now, and where they began */
+async function work(path: string, { machine = MACHINE, each, ...more }: Work = {}) {
+  const input = join(path, "lists.jsonl");
+  const file = await openRankingsFile({
+    ...{ output: join(path, "out"), input, run: { layer: 1 }, append: false, restart: false },
+    ...{ held: async () => true, plan: async () => ({ total: LISTS, ranges: null, whole: null }) },
+    ...more,
+  });
+  const began = file.resumed.state?.counts.lists ?? 0;
+  if (file.finished !== null) {
+    await file.complete();
+    return { began, made: 0, verify: false };
+  }
+  const sink = file.begin(machine);
+  let made = 0;
+  try {
+    for await (const line of readLists(input, file.resumed.read)) {
+      const { counts, base } = sink.state;
+      const next = { ...counts, lists: counts.lists + 1 };
+      await sink.write(record(line), { position: line.position!, base, counts: next, finishing: false });
+      made++;
+      await each?.(began + made);
+    }
+    await sink.finish();
+  } catch (cause) {
+    await sink.leave();
+    if (!(cause instanceof Stopped)) throw cause;
+  }
+  return { began, made, verify: file.resumed.verify };
+}
+
+/** The folder as a killed process leaves it; the journal's next form may be renamed at any time. */
+const snapshot = (path: string, copy: string) =>
+  cpSync(path, copy, { recursive: true, preserveTimestamps: true, filter: (file) => !file.endsWith(".next") });
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+const stopAt = (records: number) => (made: number) => {
+  if (made === records) throw new Stopped();
+};
+const outputOf = (path: string) => readFileSync(join(path, "out"), "utf8");
+const filesOf = (path: string) => readdirSync(path).sort();
+
+let undisturbed: string;
+let records: number;
+beforeAll(async () => {
+  const path = place();
+  const { made } = await work(path);
+  records = made;
+  undisturbed = outputOf(path);
+  expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+  expect(undisturbed.split("\n")).toHaveLength(made + 1);
+  expect(undisturbed).toContain("was used on line");
+});
+
+describe("a run that is killed", () => {
+  it.each([1, 2, 3, 4])("goes on behind its last line and ends in the same bytes (seed %i)", async (seed) => {
+    const random = seededRandom(seed);
+    let path = place();
+    let lines = 0;
+    for (let kill = 0; kill < 3; kill++) {
+      const copy = `${path}-${kill}`;
+      const at = lines + 1 + Math.floor(random() * (records - lines - 1));
+      const { began } = await work(path, {
+        each: async (made) => {
+          if (random() < 0.3) await turn();
+          if (random() < 0.02) await new Promise((resolve) => setTimeout(resolve, 5));
+          if (made < at) return;
+          snapshot(path, copy);
+          throw new Stopped();
+        },
+      });
+      expect(began, "lines that were there were not made again").toBe(lines);
+      path = copy;
+      const partial = join(path, "out.partial");
+      const all = existsSync(partial) ? readFileSync(partial, "utf8") : "";
+      // A torn line is cut off once there is another to write.
+      const text = all.slice(0, all.lastIndexOf("\n") + 1);
+      expect(undisturbed.startsWith(text)).toBe(true);
+      lines = text.split("\n").length - 1;
+      // What a kill in the middle of a write leaves.
+      if (lines > 0 && random() < 0.5) appendFileSync(partial, '{"id":"torn');
+    }
+    expect(lines).toBeGreaterThan(0);
+    const { began, made } = await work(path);
+    expect([began, began + made]).toEqual([lines, records]);
+    expect(outputOf(path)).toBe(undisturbed);
+    expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+  });
+
+  it("when all was done but for the name, gets the name", async () => {
+    for (const renamed of [false, true]) {
+      const path = place();
+      await work(path, { each: stopAt(records) });
+      const head = JSON.parse(readFileSync(join(path, "out.journal"), "utf8").split("\n")[0]!) as { state: object };
+      writeFileSync(
+        join(path, "out.journal"),
+        `${JSON.stringify({ ...head, state: { ...head.state, finishing: true } })}\n`,
+      );
+      if (renamed) renameSync(join(path, "out.partial"), join(path, "out"));
+      expect(await work(path)).toMatchObject({ began: records, made: 0 });
+      expect(outputOf(path)).toBe(undisturbed);
+      expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+    }
+  });
+});
+
+describe("a power cut", () => {
+  /** A run that stopped after some chunks that no checkpoint followed. */
+  async function chunks(): Promise<{ path: string; ends: number[] }> {
+    const path = place();
+    const copy = `${path}-cut`;
+    await work(path, {
+      each: async (made) => {
+        if (made % 20 === 0) await turn();
+        // The first chunk waits for the journal's beginning.
+        if (made === 20) await until(() => existsSync(join(path, "out.partial")) || undefined, "the first chunk");
+        if (made < 200) return;
+        await turn();
+        snapshot(path, copy);
+        throw new Stopped();
+      },
+    });
+    const lines = readFileSync(join(copy, "out.journal"), "utf8").trimEnd().split("\n");
+    const ends = lines.map((line) => (JSON.parse(line) as { state: { out: number } }).state.out);
+    expect(ends.length).toBeGreaterThan(3);
+    return { path: copy, ends };
+  }
+
+  it.each([
+    [
+      "lost the end of the lines",
+      (path: string, ends: number[]) => truncateSync(join(path, "out.partial"), ends.at(-2)! + 1),
+    ],
+    [
+      "kept zeros in their place",
+      (path: string, ends: number[]) => {
+        const bytes = readFileSync(join(path, "out.partial"));
+        bytes.fill(0, ends.at(-2)! + 3, ends.at(-2)! + 9);
+        writeFileSync(join(path, "out.partial"), bytes);
+      },
+    ],
+    [
+      "lost the last ids",
+      (path: string) => {
+        const ids = join(path, "out.journal.ids");
+        truncateSync(ids, statSync(ids).size - 8);
+      },
+    ],
+    [
+      "tore the journal's last line",
+      (path: string) => {
+        const journal = join(path, "out.journal");
+        truncateSync(journal, statSync(journal).size - 9);
+      },
+    ],
+  ])("that %s costs the last chunk", async (_, damage) => {
+    const { path, ends } = await chunks();
+    const whole = readFileSync(join(path, "out.partial"), "utf8").slice(0, ends.at(-2));
+    damage(path, ends);
+    const { began } = await work(path);
+    expect(began).toBe(
+      Buffer.from(readFileSync(join(path, "out")))
+        .subarray(0, ends.at(-2))
+        .toString()
+        .split("\n").length - 1,
+    );
+    expect(undisturbed.startsWith(whole)).toBe(true);
+    expect(outputOf(path)).toBe(undisturbed);
+  });
+
+  it("that took what was synced is told", async () => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    truncateSync(join(path, "out.partial"), 10);
+    await expect(work(path)).rejects.toThrow(expect.objectContaining({ code: "usage/output-changed" }));
+    writeFileSync(join(path, "out.journal"), "{}\n");
+    await expect(work(path)).rejects.toThrow(expect.objectContaining({ code: "usage/bad-journal" }));
+    await work(path, { restart: true });
+    expect(outputOf(path)).toBe(undisturbed);
+  });
+});
+
+describe("another run", () => {
+  it.each([
+    ["another option", { run: { layer: 2 } }, /layer was 1, is 2/],
+    ["an option more", { run: { layer: 1, system: "Be brief." } }, /system was absent, is "Be brief\."/],
+    ["other kernels", { machine: { ...MACHINE, kernels: "l" } }, /kernels was "k", is "l"/],
+    ["another adapter", { machine: { ...MACHINE, adapter: "b" } }, /adapter was "a", is "b"/],
+  ])("with %s is refused, and harms nothing", async (_, more: Work, message) => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    await expect(work(path, more)).rejects.toThrow(message);
+    await work(path);
+    expect(outputOf(path)).toBe(undisturbed);
+  });
+
+  it("that has taken the output is noticed", async () => {
+    let mine = true;
+    const path = place();
+    const begun = work(path, {
+      held: async () => mine,
+      each: async () => {
+        mine = false;
+        await new Promise((resolve) => setTimeout(resolve, 10));
+      },
+    });
+    await expect(begun).rejects.toThrow(expect.objectContaining({ code: "usage/in-use" }));
+  });
+});
+
+describe("the input", () => {
+  const input = (path: string) => join(path, "lists.jsonl");
+
+  it("is not read again where the system says that nothing changed", async () => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    expect(await work(path)).toMatchObject({ began: 100, verify: false });
+  });
+
+  it.each([
+    ["touched", (path: string) => utimesSync(input(path), 1, 1)],
+    ["copied", (path: string) => cpSync(input(path), `${input(path)}.copy`)],
+    ["longer", (path: string) => appendFileSync(input(path), '\n{"instruction": "new", "candidates": ["a"]}')],
+  ])("%s since is compared, and gone on with", async (_, change) => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    change(path);
+    if (existsSync(`${input(path)}.copy`)) renameSync(`${input(path)}.copy`, input(path));
+    expect(await work(path)).toMatchObject({ began: 100, verify: true });
+    expect(outputOf(path).startsWith(undisturbed)).toBe(true);
+  });
+
+  it.each([
+    ["a byte that was read", (text: string) => text.replace('q1"', 'Q1"')],
+    ["a line more", (text: string) => `\n${text}`],
+    ["less than was read", (text: string) => text.slice(0, 200)],
+    ["nothing", () => ""],
+  ])("with other bytes is refused: %s", async (_, change) => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    writeFileSync(input(path), change(TEXT));
+    await expect(work(path)).rejects.toThrow(expect.objectContaining({ code: "usage/other-input" }));
+    expect(filesOf(path)).toContain("out.partial");
+  });
+});
+
+describe("--append", () => {
+  it("writes behind what is there, and goes on behind its own lines", async () => {
+    const path = place();
+    writeFileSync(join(path, "out"), "before\n");
+    await work(path, { append: true, each: stopAt(100) });
+    expect(outputOf(path)).toBe(`before\n${undisturbed.split("\n").slice(0, 100).join("\n")}\n`);
+    appendFileSync(join(path, "out"), "torn");
+    expect(await work(path, { append: true })).toMatchObject({ began: 100 });
+    expect(outputOf(path)).toBe(`before\n${undisturbed}`);
+    expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+  });
+
+  it("begun anew with --restart leaves what was there before", async () => {
+    const path = place();
+    writeFileSync(join(path, "out"), "before\n");
+    await work(path, { append: true, each: stopAt(100) });
+    expect(await work(path, { append: true, restart: true })).toMatchObject({ began: 0 });
+    expect(outputOf(path)).toBe(`before\n${undisturbed}`);
+  });
+
+  it("takes a new file, and refuses one whose last line is cut", async () => {
+    const path = place();
+    await work(path, { append: true });
+    expect(outputOf(path)).toBe(undisturbed);
+    writeFileSync(join(path, "out"), "cut");
+    await expect(work(path, { append: true })).rejects.toThrow(expect.objectContaining({ code: "usage/torn-output" }));
+    expect(outputOf(path)).toBe("cut");
+  });
+});

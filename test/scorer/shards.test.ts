@@ -1,0 +1,195 @@
+/** Shards: who gets which lines, and how they come together again; without a model, a record a list. */
+import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { seededRandom } from "../../kernels/random.ts";
+import { type ListLine, readLists } from "../../scorer/lists.ts";
+import { mergedLines, openShards, shardFiles } from "../../scorer/merge.ts";
+import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
+import { writeManifest } from "../../scorer/shard-manifest.ts";
+import { checkShard, manifestPath, planShard, shardOfEnvironment, shardPath } from "../../scorer/shards.ts";
+import { type Folder, temporaryFolder } from "../support/cli.ts";
+
+let folder: Folder;
+beforeAll(async () => {
+  folder = await temporaryFolder();
+});
+afterAll(() => folder[Symbol.asyncDispose]());
+
+const random = seededRandom(5);
+const lines = (count: number, length: (i: number) => number) =>
+  Array.from({ length: count }, (_, i) => "x".repeat(length(i)));
+
+describe("a file's shards", () => {
+  it.each([
+    ["lines of all lengths", lines(2000, () => Math.floor(random() * 400)).join("\n"), [1, 2, 3, 7, 16]],
+    ["lines sorted by length, the last one open", `${lines(3000, (i) => i / 10).join("\n")}\nend`, [4, 8]],
+    ["a few lines", "a\n\nbb\nccc\n", [1, 2, 4, 9]],
+    ["one long line among short ones", lines(500, (i) => (i === 100 ? 20_000 : 20)).join("\n"), [3]],
+    ["nothing", "", [1, 2]],
+  ])("%s: every line is in one, and none has much more than its share", async (name, text, counts) => {
+    const path = await folder.write(`${name}.txt`, text);
+    const all = text === "" ? [] : text.replace(/\n$/, "").split("\n");
+    const longest = all.reduce((most, line) => Math.max(most, line.length + 1), 0);
+    for (const count of counts) {
+      const plans = await Promise.all(
+        Array.from({ length: count }, (_, i) => planShard(path, { index: i + 1, count })),
+      );
+      const ranges = plans.flatMap((plan) => plan.ranges).sort((a, b) => a.start - b.start);
+      let at = 0;
+      for (const { line, start, end } of ranges) {
+        expect(start).toBe(at);
+        expect(text.slice(0, start).split("\n")).toHaveLength(line);
+        at = end;
+      }
+      expect(at).toBe(text.length);
+      expect(plans.reduce((sum, { total }) => sum + total, 0)).toBe(all.length);
+      expect(plans.every(({ whole }) => whole.lines === all.length && whole.bytes === text.length)).toBe(true);
+      const loads = plans.map((plan) => plan.ranges.reduce((sum, { start, end }) => sum + end - start, 0));
+      expect(Math.max(...loads) - Math.min(...loads)).toBeLessThanOrEqual(longest + text.length / (64 * count) + 1);
+      expect(await planShard(path, { index: 1, count })).toEqual(plans[0]);
+    }
+  });
+
+  it("are called like a checkpoint's", () => {
+    expect(shardPath("a.b/rankings.jsonl", { index: 2, count: 8 })).toBe("a.b/rankings-00002-of-00008.jsonl");
+    expect(shardPath("a.b/rankings", { index: 1, count: 1 })).toBe("a.b/rankings-00001-of-00001");
+  });
+});
+
+describe("which shard a process is", () => {
+  it.each([
+    [{ SLURM_ARRAY_TASK_ID: "3", SLURM_ARRAY_TASK_COUNT: "8" }, 3, 8],
+    [{ SLURM_ARRAY_TASK_ID: "0", SLURM_ARRAY_TASK_COUNT: "4", SLURM_ARRAY_TASK_MIN: "0" }, 1, 4],
+    [
+      {
+        SLURM_ARRAY_TASK_ID: "14",
+        SLURM_ARRAY_TASK_COUNT: "3",
+        SLURM_ARRAY_TASK_MIN: "10",
+        SLURM_ARRAY_TASK_STEP: "2",
+      },
+      3,
+      3,
+    ],
+    [{ JOB_COMPLETION_INDEX: "0", JOB_COMPLETIONS: "5" }, 1, 5],
+    [{ JOB_COMPLETION_INDEX: "4", JOB_COMPLETIONS: "5" }, 5, 5],
+  ])("comes from the scheduler: %j", (env, index, count) => {
+    expect(shardOfEnvironment(env)).toEqual({ index, count });
+  });
+
+  it.each([
+    [{}, /neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX/],
+    [{ SLURM_ARRAY_TASK_ID: "1" }, /SLURM_ARRAY_TASK_COUNT is not/],
+    [{ SLURM_ARRAY_TASK_ID: "7", SLURM_ARRAY_TASK_COUNT: "3", SLURM_ARRAY_TASK_MIN: "1" }, /has no place/],
+    [{ SLURM_ARRAY_TASK_ID: "x", SLURM_ARRAY_TASK_COUNT: "3" }, /is no number/],
+    [{ JOB_COMPLETION_INDEX: "1" }, /JOB_COMPLETIONS is not/],
+    [{ JOB_COMPLETION_INDEX: "5", JOB_COMPLETIONS: "5" }, /no shard 6\/5/],
+  ])("is not guessed: %j", (env, message) => {
+    expect(() => shardOfEnvironment(env)).toThrow(message);
+  });
+
+  it.each([
+    [0, 4],
+    [5, 4],
+    [1, 0],
+    [1.5, 2],
+  ])("is counted from 1: there is no %d/%d", (index, count) => {
+    expect(() => checkShard({ index, count })).toThrow(expect.objectContaining({ code: "usage/shard" }));
+  });
+});
+
+/** Duplicates within and across shards, blank lines, lines that are no lists, ids and none. */
+const TEXT = Array.from({ length: 600 }, (_, i) => {
+  if (i % 37 === 5) return "";
+  if (i % 41 === 7) return "{";
+  const id = i % 13 === 9 ? { id: `q"${i - 9 - ((i - 9) % 2)}` } : i % 5 === 0 ? {} : { id: i % 2 === 0 ? `q"${i}` : i + 0.5 };
+  return JSON.stringify({ ...id, instruction: "é".repeat(i % 90), candidates: i % 29 === 3 ? [] : ["a"] });
+}).join("\n");
+
+const record = (line: ListLine): string =>
+  line.kind === "error"
+    ? toJsonLine(errorRecord(line.id, line.error))
+    : `${JSON.stringify({ id: line.id, results: [] })}\n`;
+
+const MACHINE = { adapter: "a", kernels: "k" };
+
+/** Ranks shards of the text. @returns the name of the whole */
+async function rankShards(name: string, count: number, text = TEXT, run = { layer: 1 }): Promise<string> {
+  const input = await folder.write(`${name}.lists.jsonl`, text);
+  const output = join(folder.path, `${name}.jsonl`);
+  for (let index = 1; index <= count; index++) {
+    const { ranges, whole } = await planShard(input, { index, count });
+    const path = shardPath(output, { index, count });
+    const records: string[] = [];
+    let failed = 0;
+    for await (const line of readLists(input, { ranges })) {
+      records.push(record(line));
+      if (line.kind === "error") failed++;
+    }
+    writeFileSync(path, records.join(""));
+    await writeManifest(input, path, path, {
+      ...{ shard: { index, count }, run, ranges, whole, input: null, machine: MACHINE, lists: records.length, failed },
+    });
+  }
+  return output;
+}
+
+async function merge(paths: readonly string[]): Promise<{ text: string; failed: number }> {
+  let text = "";
+  let failed = 0;
+  for await (const line of mergedLines(await openShards(paths))) {
+    text += line.text;
+    if (line.failed) failed++;
+  }
+  return { text, failed };
+}
+
+describe("merging", () => {
+  it.each([1, 2, 3, 8])("%d shards gives what one run over all of it gives", async (count) => {
+    const output = await rankShards(`merge-${count}`, count);
+    const input = join(folder.path, `merge-${count}.lists.jsonl`);
+    let expected = "";
+    let failed = 0;
+    for await (const line of readLists(input)) {
+      expected += record(line);
+      if (line.kind === "error") failed++;
+    }
+    expect(expected).toContain("was used on line");
+    expect(await merge(shardFiles(output, [count]).reverse())).toEqual({ text: expected, failed });
+  });
+
+  it("wants every shard once", async () => {
+    const output = await rankShards("once", 3);
+    const [a, b, c] = shardFiles(output, [3]) as [string, string, string];
+    await expect(merge([a, c])).rejects.toThrow(/1 of 3 shards are missing: 2/);
+    const copy = join(folder.path, "copy.jsonl");
+    await copyFile(b, copy);
+    await copyFile(manifestPath(b), manifestPath(copy));
+    await expect(merge([a, b, c, copy])).rejects.toThrow(/shard 2 of 3 is there twice: .*once-00002.*copy/);
+    expect(() => shardFiles(join(folder.path, "none.jsonl"), [])).toThrow(/there is no shard of/);
+    expect(() => shardFiles(output, [3, 4])).toThrow(/in shards of 2 divisions: into 3, into 4/);
+  });
+
+  it("wants shards of one run over one input", async () => {
+    const [a] = shardFiles(await rankShards("first", 2), [2]) as [string];
+    const [, b] = shardFiles(await rankShards("second", 2, TEXT, { layer: 2 }), [2]) as [string, string];
+    await expect(merge([a, b])).rejects.toThrow(/are of two runs: layer was 1, is 2/);
+    const [, c] = shardFiles(await rankShards("third", 2, TEXT.replace("é", "e")), [2]) as [string, string];
+    await expect(merge([a, c])).rejects.toThrow(/are of two runs: input's bytes was .*input's sha256 was/);
+    const [, d] = shardFiles(await rankShards("fourth", 3), [3]) as [string, string];
+    await expect(merge([a, d])).rejects.toThrow(/shards was 2, is 3/);
+  });
+
+  it("notices rankings that are not those of their record", async () => {
+    for (const [name, change] of Object.entries({
+      more: (path: string) => appendFileSync(path, '{"id":"more","results":[]}\n'),
+      less: (path: string) => writeFileSync(path, readFileSync(path, "utf8").split("\n").slice(0, -2).join("\n")),
+      other: (path: string) => writeFileSync(path, readFileSync(path, "utf8").replace('"results":[]', '"results":[ ]')),
+    })) {
+      const paths = shardFiles(await rankShards(name, 2), [2]) as [string, string];
+      change(paths[1]);
+      await expect(merge(paths), name).rejects.toThrow(expect.objectContaining({ code: "usage/shard-changed" }));
+    }
+  });
+});
