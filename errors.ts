@@ -24,6 +24,7 @@ const KIND_OF_AREA = {
   memory: "environment",
   file: "environment",
   hub: "environment",
+  queue: "environment",
   kernel: "internal",
 } as const satisfies Record<string, ErrorKind>;
 

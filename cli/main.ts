@@ -2,6 +2,7 @@
 /** The command line: declares the commands, turns failures into exit codes. */
 import { Command, CommanderError } from "commander";
 import { benchCommand } from "./bench.ts";
+import { collectCommand } from "./collect.ts";
 import { packageVersion } from "./common.ts";
 import { compareCommand } from "./compare.ts";
 import { convertCommand } from "./convert.ts";
@@ -18,12 +19,17 @@ import { sweepCommand } from "./sweep.ts";
 import { EXIT, exitCodeOf, reportError, stopping, warn } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
 import { viewCommand } from "./view.ts";
+import { submitCommand } from "./submit.ts";
+import { workerCommand } from "./worker.ts";
 
 const program = new Command("stratum")
   .description("Ranks an LLM's candidate responses by what the model's own middle layers know about them.")
   .version(packageVersion());
 rankCommand(program);
 mergeCommand(program);
+submitCommand(program);
+workerCommand(program);
+collectCommand(program);
 trainCommand(program);
 evalCommand(program);
 sweepCommand(program);

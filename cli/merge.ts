@@ -5,14 +5,14 @@ import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
 import { mergedLines, openShards, shardFiles } from "../scorer/merge.ts";
 import { shardPath } from "../scorer/shards.ts";
+import { addOutputOptions } from "./common.ts";
 import { formatCount } from "./format.ts";
 import { checkOutput, openOutput } from "./output.ts";
-import { EXIT, note, setQuiet, startProgress, stopSignal } from "./terminal.ts";
+import { EXIT, note, startProgress, stopSignal } from "./terminal.ts";
 
 interface MergeFlags {
   readonly output?: string;
   readonly json?: boolean;
-  readonly quiet?: boolean;
 }
 
 const EXAMPLES = `
@@ -27,18 +27,17 @@ did what is said.`;
 
 /** Declares the command. */
 export function mergeCommand(program: Command): void {
-  program
+  const command = program
     .command("merge")
     .description("put the rankings of shards together, in the order of the input")
     .argument("<rankings...>", "the output that the shards were ranked to, or the shards' own files with -o")
     .option("-o, --output <file>", "write there (- for stdout)")
-    .option("--json", "a JSON summary as the last line on stderr")
-    .option("-q, --quiet", "nothing but errors on stderr")
-    .addHelpText("after", EXAMPLES)
-    .action(async (files: string[], flags: MergeFlags) => {
-      setQuiet(flags.quiet ?? false);
+    .addHelpText("after", EXAMPLES);
+  addOutputOptions(command, "a JSON summary as the last line on stderr").action(
+    async (files: string[], flags: MergeFlags) => {
       process.exitCode = await runMerge(files, flags);
-    });
+    },
+  );
 }
 
 /** Into how many shards an output lies divided beside its name. */

@@ -1,0 +1,131 @@
+/** `stratum collect`: a run's rankings out of a pool, or how far it is. */
+import type { Command } from "commander";
+import { StratumError } from "../errors.ts";
+import type { Pool } from "../scorer/pool.ts";
+import type { PoolStatus } from "../scorer/pool-collect.ts";
+import { addOutputOptions } from "./common.ts";
+import { formatCount, formatFields, formatSeconds } from "./format.ts";
+import { openOutput } from "./output.ts";
+import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
+import { EXIT, note, type StopSignal, startProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
+
+interface CollectFlags extends PoolFlags {
+  readonly run?: string;
+  readonly output?: string;
+  readonly chunks?: string;
+  readonly status?: boolean;
+  readonly remove?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  $ stratum collect --queue redis://head:6379 -o rankings.jsonl --chunks chunks.jsonl
+  $ stratum collect --queue redis://head:6379 --status
+
+It waits until all is done. A chunk that failed three times is set aside: its lists get an error in their place. Results
+stay in the queue, and collecting again gives the same, until --remove takes them out.`;
+
+/** Declares the command. */
+export function collectCommand(program: Command): void {
+  const command = program.command("collect").description("write a run's rankings, in the order of its lists");
+  addPoolOptions(command)
+    .option("--run <id>", "the run, as submit printed it (default: the newest)")
+    .option("-o, --output <file>", "write rankings there instead of stdout")
+    .option("--chunks <file>", "write a line a chunk: who ranked it, on which adapter")
+    .option("--status", "say how far it is and who has done what, and wait for nothing")
+    .option("--remove", "take the run out of the queue once its rankings are written")
+    .addHelpText("after", EXAMPLES);
+  addOutputOptions(command, "a JSON summary as the last line on stderr (with --status: on stdout)").action(
+    async (flags: CollectFlags) => {
+      process.exitCode = await runCollect(flags);
+    },
+  );
+}
+
+/** Runs the command. @returns the exit code */
+async function runCollect(flags: CollectFlags): Promise<number> {
+  const [{ openPool, loadRun }, { poolStatus }] = await Promise.all([
+    import("../scorer/pool.ts"),
+    import("../scorer/pool-collect.ts"),
+  ]);
+  if (flags.remove && flags.output === undefined) {
+    throw new StratumError("usage/output", "--remove without -o FILE", "give -o FILE: stdout may be lost");
+  }
+  const stop = stopSignal();
+  await using pool = await openPool(poolAddress(flags));
+  if (flags.status) {
+    const status = await poolStatus(pool, flags.run);
+    await writeStdout(flags.json ? `${JSON.stringify(status)}\n` : statusText(status));
+    return EXIT.ok;
+  }
+  return await collect(pool, (await loadRun(pool, flags.run)).id, flags, stop);
+}
+
+async function collect(pool: Pool, id: string, flags: CollectFlags, stop: StopSignal): Promise<number> {
+  const { collectChunks, poolStatus, removeRun } = await import("../scorer/pool-collect.ts");
+  const { lists: total } = await poolStatus(pool, id).then(({ run }) => run);
+  const output = await openOutput(flags.output);
+  const log = flags.chunks === undefined ? null : await openOutput(flags.chunks);
+  const progress = startProgress(total > 0 ? total : undefined, "lists");
+  const begin = performance.now();
+  const counts = { lists: 0, failed: 0, tokens: 0, chunks: 0, set_aside: 0 };
+  let finished = false;
+  try {
+    for await (const chunk of collectChunks(pool, id, { signal: stop.signal })) {
+      await output.write(chunk.text);
+      await log?.write(`${JSON.stringify(chunk.done ?? { index: counts.chunks, set_aside: chunk.setAside })}\n`);
+      if (chunk.setAside !== null) {
+        counts.set_aside++;
+        progress.aside(() => warn(`set aside: chunk ${counts.chunks}, ${chunk.lists} lists: ${chunk.setAside}`));
+      }
+      counts.chunks++;
+      counts.lists += chunk.lists;
+      counts.failed += chunk.failed;
+      counts.tokens += chunk.tokens;
+      progress.add(chunk.lists, chunk.tokens);
+    }
+    if (!stop.signal.aborted) {
+      await output.finish();
+      await log?.finish();
+      finished = true;
+    }
+  } finally {
+    progress.stop();
+    // The queue has it still.
+    if (!finished) for (const each of [output, log]) await each?.discard();
+  }
+  const { workers } = await poolStatus(pool, id);
+  const seconds = (performance.now() - begin) / 1000;
+  if (flags.json) {
+    const summary = { run: id, ...counts, seconds: Number(seconds.toFixed(3)), workers, output: flags.output ?? null };
+    process.stderr.write(`${JSON.stringify({ ...summary, stopped: !finished })}\n`);
+  } else {
+    const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} failed` : "";
+    note(
+      `${finished ? "done" : "stopped"}    ${formatCount(counts.lists)} lists in ${formatCount(counts.chunks)} chunks, ${formatSeconds(seconds)}${failed}`,
+    );
+    for (const { adapter, worker, lists } of workers)
+      note(`        ${worker}, ${adapter}: ${formatCount(lists)} lists`);
+  }
+  if (finished && flags.remove) await removeRun(pool, id);
+  return stop.exitCode() ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
+}
+
+function statusText({ run, chunks, done, setAside, active, listsDone, workers }: PoolStatus): string {
+  const all = run.chunks > 0 ? `${formatCount(chunks)}` : "(being submitted)";
+  const fields: [string, string][] = [
+    ["run", `${run.id}, ${run.input}`],
+    [
+      "chunks",
+      `${formatCount(done)} of ${all} done, ${formatCount(active)} under way, ${formatCount(setAside)} set aside`,
+    ],
+    ["lists", `${formatCount(listsDone)} of ${formatCount(run.lists)}`],
+  ];
+  for (const { worker, adapter, kernels, chunks: own, lists, seconds } of workers) {
+    fields.push([
+      "worker",
+      `${worker}, ${adapter}, kernels ${kernels}: ${formatCount(own)} chunks, ${formatCount(lists)} lists in ${formatSeconds(seconds)}`,
+    ]);
+  }
+  return `${formatFields(fields)}\n`;
+}

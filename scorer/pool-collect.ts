@@ -1,0 +1,125 @@
+/** Reads a run's results out of a pool, in the order of the input, and says how far it is. */
+import { messageOf } from "../errors.ts";
+import {
+  type ChunkDone,
+  chunksDone,
+  loadRun,
+  type Pool,
+  type PoolRun,
+  recordsSetAside,
+  unpack,
+  unpackItems,
+} from "./pool.ts";
+
+export interface PoolStatus {
+  readonly run: PoolRun;
+  readonly chunks: number;
+  readonly done: number;
+  /** Chunks that failed too often. */
+  readonly setAside: number;
+  /** Under way now. */
+  readonly active: number;
+  readonly lists: number;
+  readonly listsDone: number;
+  readonly failed: number;
+  /** What each worker has done. */
+  readonly workers: readonly WorkerShare[];
+}
+
+export interface WorkerShare {
+  readonly worker: string;
+  readonly adapter: string;
+  readonly kernels: string;
+  readonly chunks: number;
+  readonly lists: number;
+  readonly seconds: number;
+}
+
+/** How far a run is, from any machine. @throws {StratumError} `queue/no-run` */
+export async function poolStatus(pool: Pool, id: string | undefined): Promise<PoolStatus> {
+  const run = await loadRun(pool, id);
+  const done = await chunksDone(pool, run.id);
+  const own = async (state: "failed" | "active") =>
+    (await pool.queue.getJobs([state])).filter((job) => job?.data.run === run.id).length;
+  const shares = new Map<string, WorkerShare>();
+  for (const { worker, adapter, kernels, lists, seconds } of done) {
+    const before = shares.get(worker) ?? { worker, adapter, kernels, chunks: 0, lists: 0, seconds: 0 };
+    shares.set(worker, {
+      ...before,
+      chunks: before.chunks + 1,
+      lists: before.lists + lists,
+      seconds: Number((before.seconds + seconds).toFixed(3)),
+    });
+  }
+  return {
+    run,
+    chunks: run.chunks,
+    done: done.length,
+    setAside: await own("failed"),
+    active: await own("active"),
+    lists: run.lists,
+    listsDone: done.reduce((sum, { lists }) => sum + lists, 0),
+    failed: done.reduce((sum, { failed }) => sum + failed, 0),
+    workers: [...shares.values()],
+  };
+}
+
+/** A chunk's records, or why it was set aside. */
+export interface CollectedChunk {
+  readonly text: string;
+  readonly lists: number;
+  readonly failed: number;
+  readonly tokens: number;
+  readonly done: ChunkDone | null;
+  readonly setAside: string | null;
+}
+
+export interface CollectOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+const POLL_MS = 300;
+
+/** Chunks in the order of the input; waits for those that are not done. Ends early where it is stopped. */
+export async function* collectChunks(
+  pool: Pool,
+  id: string,
+  { signal }: CollectOptions = {},
+): AsyncGenerator<CollectedChunk> {
+  const { redis, key, queue } = pool;
+  for (let index = 0; !signal?.aborted; ) {
+    const jobId = await redis.hget(key("run", id, "chunks"), String(index));
+    if (jobId === null) {
+      const { chunks } = await loadRun(pool, id);
+      // Until all is submitted the record says 0.
+      if (chunks > 0 && index >= chunks) return;
+      await pause();
+      continue;
+    }
+    const job = await queue.getJob(jobId);
+    const state = await job?.getState();
+    if (job !== undefined && state === "completed") {
+      const { text, done } = job.returnvalue;
+      const { lists, failed, tokens } = done;
+      yield { text: unpack(text), lists, failed, tokens, done, setAside: null };
+      index++;
+    } else if (job !== undefined && state === "failed") {
+      const items = unpackItems(job.data.items);
+      const reason = messageOf(job.failedReason ?? "no reason given");
+      const text = recordsSetAside(items, reason);
+      yield { text, lists: items.length, failed: items.length, tokens: 0, done: null, setAside: reason };
+      index++;
+    } else await pause();
+  }
+}
+
+const pause = () => new Promise((resolve) => setTimeout(resolve, POLL_MS));
+
+/** Takes a run and all that belongs to it out of the queue. */
+export async function removeRun({ redis, key, queue }: Pool, id: string): Promise<void> {
+  for (const jobId of await redis.hvals(key("run", id, "chunks"))) await queue.remove(jobId).catch(() => undefined);
+  await redis.del(
+    ...["", "chunks", "done", "scorer"].map((part) => (part === "" ? key("run", id) : key("run", id, part))),
+  );
+  await redis.zrem(key("runs"), id);
+}

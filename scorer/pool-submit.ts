@@ -1,0 +1,146 @@
+/** Puts lists into a pool's queue, in chunks. */
+
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { StratumError } from "../errors.ts";
+import { hashFile } from "../weights/durable.ts";
+import type { ListItem, ListLine } from "./lists.ts";
+import { readLists } from "./lists.ts";
+import {
+  ATTEMPTS,
+  type ChunkData,
+  type ChunkItem,
+  chunkId,
+  type Pool,
+  type PoolRun,
+  packItems,
+  saveRun,
+} from "./pool.ts";
+import { errorRecord, toJsonLine } from "./rankings.ts";
+
+export interface SubmitRequest {
+  /** A file of lists. */
+  readonly path: string;
+  readonly run: Omit<PoolRun, "stratum" | "id" | "lists" | "chunks">;
+  /** The trained scorer's folder. */
+  readonly scorer: string | null;
+  /** Bytes of texts after which a chunk ends, about. */
+  readonly chunkBytes: number;
+  readonly onChunk?: (lists: number) => void;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface Submitted {
+  readonly run: PoolRun;
+  /** Chunks that the pool did not have. */
+  readonly added: number;
+  /** Chunks that had been set aside and are tried again. */
+  readonly retried: number;
+}
+
+/** Lists of a chunk, however short they are. */
+const MOST_LISTS = 512;
+/** Chunks that are handed over together. */
+const BULK = 32;
+/** A scorer has some hundred thousand numbers. */
+const MOST_SCORER_BYTES = 2 ** 28;
+export const SCORER_FILES = ["scorer.json", "scorer.safetensors"] as const;
+
+/**
+ * Submits a file of lists. Submitted again it is the same run: what is missing is added, what was set aside is retried.
+ * @throws {StratumError} `file/unreadable`, `list/empty-file`, `usage/stopped`
+ */
+export async function submitLists(pool: Pool, request: SubmitRequest): Promise<Submitted> {
+  const { path, run: words, scorer, chunkBytes, onChunk, signal } = request;
+  const { redis, key, queue } = pool;
+  const identity = JSON.stringify([words.facts, words.fingerprint, await hashFile(path), chunkBytes]);
+  const id = createHash("sha256").update(identity).digest("hex").slice(0, 16);
+  if (scorer !== null) await storeScorer(pool, id, scorer);
+  // Workers may begin before the last chunk is there.
+  await saveRun(pool, { stratum: "run 1", id, ...words, lists: 0, chunks: 0 });
+  let [added, retried, lists, chunks] = [0, 0, 0, 0];
+  let items: ChunkItem[] = [];
+  let bytes = 0;
+  let bulk: { name: string; data: ChunkData; opts: object }[] = [];
+  const handOver = async () => {
+    const ids = bulk.map(({ data }) => chunkId(data));
+    for (const jobId of ids) {
+      const known = await queue.getJob(jobId);
+      if (known === undefined) added++;
+      else if (await known.isFailed()) {
+        await known.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
+        retried++;
+      }
+    }
+    await queue.addBulk(bulk);
+    // By place: what was handed over before stays what it is.
+    await redis.hset(key("run", id, "chunks"), ...bulk.flatMap(({ data }, i) => [String(data.index), ids[i]]));
+    bulk = [];
+  };
+  const endChunk = async () => {
+    const data: ChunkData = { run: id, index: chunks, items: packItems(items) };
+    chunks++;
+    bulk.push({
+      name: "chunk",
+      data,
+      // What is done stays until it is collected.
+      opts: { jobId: chunkId(data), attempts: ATTEMPTS, backoff: { type: "fixed", delay: 1000 }, stackTraceLimit: 1 },
+    });
+    lists += items.length;
+    onChunk?.(items.length);
+    items = [];
+    bytes = 0;
+    if (bulk.length === BULK) await handOver();
+  };
+  for await (const line of readLists(path)) {
+    if (signal?.aborted) {
+      throw new StratumError(
+        "usage/stopped",
+        `stopped after ${chunks} chunks were handed over`,
+        "submit the same lists again: what is missing is added",
+      );
+    }
+    const item = itemOf(line);
+    items.push(item);
+    bytes += (item.list ?? item.record ?? "").length;
+    if (bytes >= chunkBytes || items.length === MOST_LISTS) await endChunk();
+  }
+  if (items.length > 0) await endChunk();
+  if (bulk.length > 0) await handOver();
+  const run: PoolRun = { stratum: "run 1", id, ...words, lists, chunks };
+  if (chunks === 0) throw new StratumError("list/empty-file", `${path} holds no lists`, "give one JSON object a line");
+  await saveRun(pool, run);
+  return { run, added, retried };
+}
+
+function itemOf(line: ListLine): ChunkItem {
+  if (line.kind === "error") return { line: line.line, record: toJsonLine(errorRecord(line.id, line.error)) };
+  return { line: line.line, list: JSON.stringify(written(line)) };
+}
+
+/** A list as it was written, but for the spelling of its JSON. */
+function written({ id, line, list }: ListItem): object {
+  const { messages, candidates, extra } = list;
+  return {
+    // Without an id of its own a list has its line's number, wherever it is ranked.
+    ...(id === String(line) ? {} : { id }),
+    ...extra,
+    messages,
+    candidates: candidates.map(({ document }) => document),
+  };
+}
+
+async function storeScorer({ redis, key }: Pool, run: string, folder: string): Promise<void> {
+  for (const name of SCORER_FILES) {
+    const bytes = await readFile(join(folder, name));
+    if (bytes.length > MOST_SCORER_BYTES) {
+      throw new StratumError(
+        "usage/scorer",
+        `${join(folder, name)} has ${bytes.length} bytes; at most ${MOST_SCORER_BYTES} go through the queue`,
+        "train a smaller scorer",
+      );
+    }
+    await redis.hset(key("run", run, "scorer"), name, bytes);
+  }
+}

@@ -1,0 +1,162 @@
+/**
+ * A worker of a pool: takes chunks and ranks them with one loaded model, for as long as it is let.
+ *
+ * While one chunk is ranked the next is fetched and waits, so that the adapter never waits for Redis. A worker that dies
+ * stops renewing its chunks' locks, and the others take them over after `stalledMs`.
+ */
+import { hostname } from "node:os";
+import { type Job, WaitingError, Worker } from "bullmq";
+import { messageOf, StratumError } from "../errors.ts";
+import type { ListLine } from "./lists.ts";
+import {
+  type ChunkData,
+  type ChunkDone,
+  type ChunkResult,
+  connect,
+  DEATHS,
+  listOf,
+  loadRun,
+  type Pool,
+  type PoolRun,
+  pack,
+  QUEUE_PREFIX,
+  unpackItems,
+} from "./pool.ts";
+import type { Ranker } from "./rank.ts";
+import { toJsonLine } from "./rankings.ts";
+
+/** What ranks the lists of one run. */
+export interface RunRanker extends AsyncDisposable {
+  readonly ranker: Ranker;
+  readonly adapter: string;
+  readonly kernels: string;
+}
+
+export interface WorkerOptions {
+  /** Loads a run's model and scorer. What it throws ends the worker, and its chunk goes back to the others. */
+  readonly open: (run: PoolRun) => Promise<RunRanker>;
+  /** Without a sign of life for so long, a worker is dead. */
+  readonly stalledMs: number;
+  readonly onChunk?: (done: ChunkDone) => void;
+  readonly onFailure?: (error: unknown, attempt: number) => void;
+  /** Ends the worker after the chunks that it has begun. */
+  readonly signal?: AbortSignal | undefined;
+  /** End once nothing is left to do. */
+  readonly drain?: boolean;
+}
+
+const POLL_MS = 250;
+
+/** Works until it is stopped. @throws {StratumError} what `open` throws, and what a device throws that is gone */
+export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
+  const { open, stalledMs, onChunk, onFailure, signal, drain = false } = options;
+  const name = `${hostname()}:${process.pid}`;
+  let loaded: { readonly run: PoolRun; readonly ranker: RunRanker } | null = null;
+  let fault: unknown;
+  let turn: Promise<unknown> = Promise.resolve();
+
+  /** The ranker of a run; the one before makes room for it. */
+  async function rankerOf(id: string): Promise<RunRanker> {
+    if (loaded?.run.id === id) return loaded.ranker;
+    await loaded?.ranker[Symbol.asyncDispose]();
+    loaded = null;
+    const run = await loadRun(pool, id);
+    loaded = { run, ranker: await open(run) };
+    return loaded.ranker;
+  }
+
+  async function rankChunk(job: Job<ChunkData, ChunkResult>, runRanker: RunRanker): Promise<ChunkResult> {
+    const begin = performance.now();
+    const items = unpackItems(job.data.items);
+    const lists = items.flatMap((item): ListLine[] => (item.record === undefined ? [listOf(item)] : []));
+    const records: string[] = [];
+    const counts = { lists: items.length, failed: 0, tokens: 0 };
+    let next = 0;
+    const passOn = () => {
+      for (let record = items[next]?.record; record !== undefined; record = items[next]?.record) {
+        records.push(record);
+        counts.failed++;
+        next++;
+      }
+    };
+    passOn();
+    async function* source(): AsyncGenerator<ListLine> {
+      yield* lists;
+    }
+    for await (const outcome of runRanker.ranker.rank(source())) {
+      records.push(toJsonLine(outcome.record));
+      next++;
+      if (outcome.kind === "failed") counts.failed++;
+      else counts.tokens += outcome.tokens;
+      passOn();
+    }
+    const { adapter, kernels } = runRanker;
+    const seconds = Number(((performance.now() - begin) / 1000).toFixed(3));
+    const lines: [number, number] = [items[0].line, items[items.length - 1].line];
+    const done: ChunkDone = { index: job.data.index, lines, ...counts, worker: name, adapter, kernels, seconds };
+    return { text: pack(records.join("")), done };
+  }
+
+  async function takeChunk(job: Job<ChunkData, ChunkResult>, token?: string): Promise<ChunkResult> {
+    const waited = turn;
+    let release: () => void = () => undefined;
+    turn = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await waited;
+    try {
+      const ranker = fault === undefined ? await rankerOf(job.data.run).catch(broken) : null;
+      if (ranker === null) {
+        // It is this machine's fault: the chunk goes back as it was.
+        await job.moveToWait(token);
+        throw new WaitingError();
+      }
+      const result = await rankChunk(job, ranker);
+      await pool.redis.hset(pool.key("run", job.data.run, "done"), job.id ?? "", JSON.stringify(result.done));
+      onChunk?.(result.done);
+      return result;
+    } catch (cause) {
+      // A device that is gone does not come back; the chunk is tried elsewhere.
+      if (cause instanceof StratumError && cause.kind === "environment") broken(cause);
+      throw cause;
+    } finally {
+      release();
+    }
+  }
+
+  /** Takes no more chunks. */
+  function broken(cause: unknown): null {
+    fault ??= cause;
+    void worker.pause(true);
+    return null;
+  }
+
+  const connection = connect(pool.address.url);
+  const worker = new Worker<ChunkData, ChunkResult>(pool.address.name, takeChunk, {
+    connection,
+    prefix: QUEUE_PREFIX,
+    name,
+    concurrency: 2,
+    lockDuration: stalledMs,
+    stalledInterval: stalledMs,
+    maxStalledCount: DEATHS,
+  });
+  worker.on("error", () => undefined);
+  worker.on("failed", (job, error) => onFailure?.(error, job?.attemptsMade ?? 0));
+  try {
+    while (fault === undefined && !signal?.aborted) {
+      if (drain && (await isDrained(pool))) break;
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
+    await worker.close();
+  } finally {
+    connection.disconnect();
+    await (loaded as { readonly ranker: RunRanker } | null)?.ranker[Symbol.asyncDispose]();
+  }
+  if (fault !== undefined) throw fault instanceof Error ? fault : new Error(messageOf(fault));
+}
+
+async function isDrained({ queue }: Pool): Promise<boolean> {
+  const counts = await queue.getJobCounts("waiting", "active", "delayed", "prioritized");
+  return Object.values(counts).every((count) => count === 0);
+}
