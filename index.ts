@@ -107,7 +107,9 @@ export {
   type SequenceLine,
 } from "./scorer/lists.ts";
 export { type ListMeasures, type MeasureName, measureLists, randomMeasures } from "./scorer/measures.ts";
+export { type FoundShard, mergedLines, openShards } from "./scorer/merge.ts";
 export { type PairedRankings, pairRankings } from "./scorer/paired-rankings.ts";
+
 export { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "./scorer/presets.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";
 export { type JudgedRanking, judge, type RankingLine, readRankings } from "./scorer/ranking-lines.ts";
@@ -119,8 +121,10 @@ export {
   rankingRecord,
   toJsonLine,
 } from "./scorer/rankings.ts";
+export { openRankingsFile, type RankingsFile, type RankingsFileRequest } from "./scorer/rankings-file.ts";
 export { type Report, type ReportCell, reportSchema } from "./scorer/report-data.ts";
 export { readReport } from "./scorer/report-file.ts";
+export { openStatesFile, type StatesFile, type StatesFileRequest } from "./scorer/resumable-states.ts";
 export { openRows, type RowItem, type RowSource } from "./scorer/rows.ts";
 export { splitByInstruction } from "./scorer/sampling.ts";
 export { createScorer, type Scorer, type ScorerOptions, type StateRows } from "./scorer/scorer.ts";
@@ -128,6 +132,7 @@ export { loadScorer, type SavedScorer, saveScorer } from "./scorer/scorer-file.t
 export { checkScorerFits } from "./scorer/scorer-fits.ts";
 export { initialWeights, parameterShapes, type ScorerSpec } from "./scorer/scorer-spec.ts";
 export { loadWeights } from "./scorer/scorer-weights.ts";
+export { planShard, type Shard, shardOfEnvironment, shardPath } from "./scorer/shards.ts";
 export type { ReportStates, StateCosine, StateMap, StateNorm, StateSeparation } from "./scorer/states-data.ts";
 export { type LookOptions, lookAtStates, type StatePlace } from "./scorer/states-look.ts";
 export { createStatesWriter, type StatesWriter } from "./scorer/states-writer.ts";

@@ -1,7 +1,7 @@
 /** `stratum collect`: a run's rankings out of a pool, or how far it is. */
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
-import type { Pool } from "../scorer/pool.ts";
+import type { Pool, PoolRun } from "../scorer/pool.ts";
 import type { PoolStatus } from "../scorer/pool-collect.ts";
 import { addOutputOptions } from "./common.ts";
 import { formatCount, formatFields, formatSeconds } from "./format.ts";
@@ -58,12 +58,16 @@ async function runCollect(flags: CollectFlags): Promise<number> {
     await writeStdout(flags.json ? `${JSON.stringify(status)}\n` : statusText(status));
     return EXIT.ok;
   }
-  return await collect(pool, (await loadRun(pool, flags.run)).id, flags, stop);
+  return await collect(pool, await loadRun(pool, flags.run), flags, stop);
 }
 
-async function collect(pool: Pool, id: string, flags: CollectFlags, stop: StopSignal): Promise<number> {
+async function collect(
+  pool: Pool,
+  { id, lists: total }: PoolRun,
+  flags: CollectFlags,
+  stop: StopSignal,
+): Promise<number> {
   const { collectChunks, poolStatus, removeRun } = await import("../scorer/pool-collect.ts");
-  const { lists: total } = await poolStatus(pool, id).then(({ run }) => run);
   const output = await openOutput(flags.output);
   const log = flags.chunks === undefined ? null : await openOutput(flags.chunks);
   const progress = startProgress(total > 0 ? total : undefined, "lists");

@@ -7,8 +7,8 @@ import { StratumError } from "../errors.ts";
 import { runPooling } from "../scorer/encode.ts";
 import { createExtractor } from "../scorer/extract.ts";
 import { emptyFileError, readSequences } from "../scorer/lists.ts";
-import { inputFacts } from "../scorer/resume.ts";
 import { indexPath, openStatesFile, type StatesFile } from "../scorer/resumable-states.ts";
+import { inputFacts } from "../scorer/resume.ts";
 import {
   addRunOptions,
   countLines,

@@ -15,11 +15,11 @@ import { mergeCommand } from "./merge.ts";
 import { rankCommand } from "./rank.ts";
 import { reportCommand } from "./report.ts";
 import { statesCommand } from "./states.ts";
+import { submitCommand } from "./submit.ts";
 import { sweepCommand } from "./sweep.ts";
 import { EXIT, exitCodeOf, reportError, stopping, warn } from "./terminal.ts";
 import { trainCommand } from "./train.ts";
 import { viewCommand } from "./view.ts";
-import { submitCommand } from "./submit.ts";
 import { workerCommand } from "./worker.ts";
 
 const program = new Command("stratum")

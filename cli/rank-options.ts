@@ -113,5 +113,17 @@ export async function rankOptions(
       note(`note    ${flags.scorer} does not say which model and layer it was trained on: layer ${layer} is taken`);
   }
   const { date, truncate, topN, returnDocuments, batchTokens, sharePrefix } = flags;
-  return { layer, scorer, system, date, pooling, truncate, topN, returnDocuments, abstainBelow, batchTokens, sharePrefix };
+  return {
+    layer,
+    scorer,
+    system,
+    date,
+    pooling,
+    truncate,
+    topN,
+    returnDocuments,
+    abstainBelow,
+    batchTokens,
+    sharePrefix,
+  };
 }

@@ -3,7 +3,14 @@ import { type Command, InvalidArgumentError } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
 import { StratumError } from "../errors.ts";
 import { loadScorer } from "../scorer/scorer-file.ts";
-import { addListOptions, addOutputOptions, countLines, modelDirectory, positiveInteger, withModelFiles } from "./common.ts";
+import {
+  addListOptions,
+  addOutputOptions,
+  countLines,
+  modelDirectory,
+  positiveInteger,
+  withModelFiles,
+} from "./common.ts";
 import { formatCount } from "./format.ts";
 import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
 import { addRankChoice, askedPooling, type RankChoice, rankFacts, rankOptions } from "./rank-options.ts";

@@ -103,7 +103,8 @@ describe("which shard a process is", () => {
 const TEXT = Array.from({ length: 600 }, (_, i) => {
   if (i % 37 === 5) return "";
   if (i % 41 === 7) return "{";
-  const id = i % 13 === 9 ? { id: `q"${i - 9 - ((i - 9) % 2)}` } : i % 5 === 0 ? {} : { id: i % 2 === 0 ? `q"${i}` : i + 0.5 };
+  const id =
+    i % 13 === 9 ? { id: `q"${i - 9 - ((i - 9) % 2)}` } : i % 5 === 0 ? {} : { id: i % 2 === 0 ? `q"${i}` : i + 0.5 };
   return JSON.stringify({ ...id, instruction: "é".repeat(i % 90), candidates: i % 29 === 3 ? [] : ["a"] });
 }).join("\n");
 

@@ -33,6 +33,8 @@ export interface CliOptions {
   readonly stdio?: StdioOptions;
   /** Runs the command below this one, as in `sh -c '...' node main.js ...`. */
   readonly below?: readonly string[];
+  /** A process that lives longer hangs, and is killed. */
+  readonly hangsMs?: number;
 }
 
 /** A command that is under way. */
@@ -45,7 +47,10 @@ export interface CliProcess {
 }
 
 /** Starts a command; its stdin stays open. */
-export function startStratum(args: readonly string[], { stdio = "pipe", below = [] }: CliOptions = {}): CliProcess {
+export function startStratum(
+  args: readonly string[],
+  { stdio = "pipe", below = [], hangsMs = HANGS_MS }: CliOptions = {},
+): CliProcess {
   const begin = performance.now();
   const [command, ...rest] = [...below, process.execPath, MAIN, ...args] as [string, ...string[]];
   const child = spawn(command, rest, { stdio });
@@ -55,7 +60,7 @@ export function startStratum(args: readonly string[], { stdio = "pipe", below = 
   child.stderr?.on("data", (chunk: Buffer) => streams.stderr.push(chunk));
   // A command that ends without reading its input is not at fault for it.
   child.stdin?.on("error", () => undefined);
-  const timer = setTimeout(() => child.kill("SIGKILL"), HANGS_MS);
+  const timer = setTimeout(() => child.kill("SIGKILL"), hangsMs);
   const ended = new Promise<CliRun>((resolve, reject) => {
     child.on("error", reject);
     child.on("close", (code) => {

@@ -1,0 +1,173 @@
+/** A pool over a Redis of its own, with workers that are killed. Needs redis-server, and minutes. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { seededRandom } from "../../kernels/random.ts";
+import { openPool, type PoolRun } from "../../scorer/pool.ts";
+import { collectChunks, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
+import { submitLists } from "../../scorer/pool-submit.ts";
+import { work } from "../../scorer/pool-worker.ts";
+import type { Ranker } from "../../scorer/rank.ts";
+import {
+  type CliProcess,
+  errorCodes,
+  type Folder,
+  jsonLines,
+  lastJsonLine,
+  startStratum,
+  stratum,
+  temporaryFolder,
+  until,
+} from "../support/cli.ts";
+import { type RedisServer, startRedis } from "../support/redis.ts";
+import { writeTinyLists } from "../support/tiny-lists.ts";
+
+const LONG = { hangsMs: 600_000 };
+
+let redis: RedisServer;
+let folder: Folder;
+beforeAll(async () => {
+  redis = await startRedis();
+  folder = await temporaryFolder();
+});
+afterAll(async () => {
+  await folder[Symbol.asyncDispose]();
+  await redis[Symbol.asyncDispose]();
+});
+
+/** A ranker that throws at lists with a certain word, and ranks the others without a model. */
+function fakeRanker(throwsAt: string): Ranker {
+  const ranker: Pick<Ranker, "rank"> = {
+    async *rank(lines) {
+      for await (const line of lines) {
+        if (line.kind !== "list") throw new Error("a chunk has lists alone");
+        if (line.list.messages[0]?.content.includes(throwsAt)) throw new Error(`it met ${throwsAt}`);
+        const record = { id: line.id, results: [] };
+        yield { kind: "ranked", record, list: line.list, tokens: 1, notes: {} };
+      }
+    },
+  };
+  return ranker as Ranker;
+}
+
+const RUN: Omit<PoolRun, "stratum" | "id" | "lists" | "chunks"> = {
+  ...{ facts: { layer: 1 }, model: "none", fingerprint: "none", weights: "stored", layer: 1, input: "lists" },
+  options: {
+    ...{ system: null, date: null, pooling: "last", truncate: false, topN: null, returnDocuments: false },
+    ...{ batchTokens: null, sharePrefix: true, abstainBelow: null },
+  },
+};
+
+describe("a chunk that fails", () => {
+  it("three times is set aside with its error, the rest is done, and submitting again tries it anew", async () => {
+    const path = await folder.write(
+      "fail.jsonl",
+      Array.from({ length: 12 }, (_, i) =>
+        i === 3 ? "{" : JSON.stringify({ instruction: i === 5 ? "poison" : `q ${i}`, candidates: ["a"] }),
+      ).join("\n"),
+    );
+    await using pool = await openPool({ url: redis.url, name: "fail" });
+    const submit = () => submitLists(pool, { path, run: RUN, scorer: null, chunkBytes: 150 });
+    const { run, added } = await submit();
+    expect([run.lists, added]).toEqual([12, run.chunks]);
+    expect((await submit()).added).toBe(0);
+    const attempts: number[] = [];
+    const drain = (word: string) =>
+      work(pool, {
+        open: async () => {
+          const dispose = async () => undefined;
+          return { ranker: fakeRanker(word), adapter: "none", kernels: word, [Symbol.asyncDispose]: dispose };
+        },
+        ...{ stalledMs: 5000, drain: true },
+        onFailure: (_, attempt) => attempts.push(attempt),
+      });
+    await drain("poison");
+    expect(attempts).toEqual([1, 2, 3]);
+    const collected = async () => {
+      let text = "";
+      for await (const chunk of collectChunks(pool, run.id)) text += chunk.text;
+      return jsonLines(text);
+    };
+    const records = await collected();
+    expect(records.map(({ id }) => id)).toEqual(Array.from({ length: 12 }, (_, i) => String(i + 1)));
+    const codes = records.map(({ error }) => (error as { code: string } | undefined)?.code ?? null);
+    expect(codes[3]).toBe("list/bad-json");
+    expect(codes[5]).toBe("list/set-aside");
+    expect(records[5]).toMatchObject({
+      error: { message: expect.stringContaining("line 6: its chunk failed again and again: it met poison") },
+    });
+    const { setAside, done, chunks } = await poolStatus(pool, run.id);
+    expect([setAside, done]).toEqual([1, chunks - 1]);
+
+    expect(await submit()).toMatchObject({ added: 0, retried: 1 });
+    await drain("nothing");
+    expect((await collected()).filter(({ error }) => error !== undefined)).toHaveLength(1);
+    expect((await poolStatus(pool, run.id)).workers.map(({ kernels }) => kernels)).toContain("nothing");
+    await removeRun(pool, run.id);
+    await expect(poolStatus(pool, undefined)).rejects.toThrow(expect.objectContaining({ code: "queue/no-run" }));
+  });
+
+  it("for the worker's own reasons goes back as it was, and the worker ends", async () => {
+    const path = await folder.write("own.jsonl", '{"instruction": "q", "candidates": ["a"]}');
+    await using pool = await openPool({ url: redis.url, name: "own" });
+    const { run } = await submitLists(pool, { path, run: RUN, scorer: null, chunkBytes: 150 });
+    const broken = work(pool, {
+      open: async () => {
+        throw new Error("no such model here");
+      },
+      ...{ stalledMs: 5000, drain: true },
+    });
+    await expect(broken).rejects.toThrow("no such model here");
+    expect(await poolStatus(pool, run.id)).toMatchObject({ done: 0, setAside: 0, active: 0 });
+    expect(await pool.queue.getJobCounts("waiting")).toEqual({ waiting: 1 });
+  });
+});
+
+describe("the commands", () => {
+  const LISTS = 3000;
+  const KILLS = 20;
+  const WORKERS = 3;
+
+  it(`${KILLS} random kills of ${WORKERS} workers end in the bytes of an undisturbed run`, async () => {
+    const input = join(folder.path, "lists.jsonl");
+    await writeTinyLists(input, LISTS);
+    const [out, whole] = [join(folder.path, "out.jsonl"), join(folder.path, "whole.jsonl")];
+    const layer = ["--layer", "4"];
+    expect((await stratum(["rank", input, ...layer, "-o", whole], LONG)).code).toBe(1);
+    const queue = ["--queue", redis.url, "--name", "kills"];
+    const submitted = await stratum(["submit", input, ...layer, ...queue, "--chunk-kib", "2"]);
+    expect(submitted.code).toBe(0);
+
+    const start = () => startStratum(["worker", ...queue, "--stalled-after", "3", "--json"], LONG);
+    const workers: CliProcess[] = Array.from({ length: WORKERS }, start);
+    await using pool = await openPool({ url: redis.url, name: "kills" });
+    const random = seededRandom(Date.now() % 2 ** 31);
+    for (let kill = 0; kill < KILLS; kill++) {
+      const { done } = await poolStatus(pool, undefined);
+      // When one of them has done something, and a random while.
+      await until(async () => ((await poolStatus(pool, undefined)).done > done ? true : undefined), "a chunk");
+      await new Promise((resolve) => setTimeout(resolve, 1000 * random()));
+      const which = Math.floor(random() * WORKERS);
+      workers[which]?.child.kill("SIGKILL");
+      await workers[which]?.ended;
+      const status = await poolStatus(pool, undefined);
+      expect(status.done, "the run ended before its kills: give it more lists").toBeLessThan(status.chunks);
+      workers[which] = start();
+    }
+    const collected = await stratum(["collect", ...queue, "-o", out, "--json"], LONG);
+    expect([collected.code, errorCodes(collected.stderr)]).toEqual([1, []]);
+    expect(lastJsonLine(collected.stderr)).toMatchObject({ lists: LISTS, set_aside: 0 });
+    expect(readFileSync(out).equals(readFileSync(whole))).toBe(true);
+    for (const { child } of workers) child.kill("SIGTERM");
+    expect((await Promise.all(workers.map(({ ended }) => ended))).map(({ code }) => code)).toEqual([143, 143, 143]);
+  });
+
+  it("no pool and no Redis are told", async () => {
+    const empty = await stratum(["collect", "--queue", redis.url, "--name", "empty", "--status"]);
+    expect([empty.code, errorCodes(empty.stderr)]).toEqual([3, ["queue/no-run"]]);
+    const away = await stratum(["collect", "--queue", "redis://127.0.0.1:1", "--status"]);
+    expect([away.code, errorCodes(away.stderr)]).toEqual([3, ["queue/unreachable"]]);
+    const other = await stratum(["collect", "--queue", "http://x", "--status"]);
+    expect([other.code, errorCodes(other.stderr)]).toEqual([2, ["usage/queue"]]);
+  });
+});
