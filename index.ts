@@ -109,7 +109,6 @@ export {
 export { type ListMeasures, type MeasureName, measureLists, randomMeasures } from "./scorer/measures.ts";
 export { type FoundShard, mergedLines, openShards } from "./scorer/merge.ts";
 export { type PairedRankings, pairRankings } from "./scorer/paired-rankings.ts";
-
 export { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "./scorer/presets.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";
 export { type JudgedRanking, judge, type RankingLine, readRankings } from "./scorer/ranking-lines.ts";
