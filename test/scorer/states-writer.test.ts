@@ -143,7 +143,7 @@ describe("another form of the same name", () => {
     );
     await writeFile(join(folder.path, "states.safetensors.index.json"), JSON.stringify({ weight_map: map }));
     const whole = await open();
-    await whole.add(sequence(0, 1));
+    await whole.add([sequence(0, 1)]);
     await whole.finish();
     expect(files()).toEqual([...others, "states.safetensors"].sort());
   });
