@@ -108,30 +108,6 @@ describe.skipIf(process.platform === "win32")("a command whose GPU", () => {
     expect(steps).toEqual(steps.map((_, i) => i));
   });
 
-  it("is lost in a sweep, in its pass, its trainings and its scoring: every cell is the same", async () => {
-    const sweep = (out: string) =>
-      run(
-        "sweep",
-        "--layers",
-        "0",
-        "--seeds",
-        "1",
-        "--preset",
-        "pointwise",
-        "--no-control",
-        "--no-states",
-        "--no-cache",
-        "-o",
-        at(out),
-      );
-    const cells = async (out: string) =>
-      jsonLines(await folder.read(join(out, "cells.jsonl"))).map(({ ms: _, ...cell }) => cell);
-    expect((await stratum(sweep("sweep-whole"))).code).toBe(0);
-    const found = await under({ STRATUM_FAULTS: "device-lost@2,device-lost@100,device-lost@180" }, sweep("sweep-lost"));
-    expect([found.code, found.stderr.match(/^warning: the GPU device was lost/gm)?.length]).toEqual([0, 3]);
-    expect(await cells("sweep-lost")).toEqual(await cells("sweep-whole"));
-  });
-
   it("is lost again and again: an error with a code, and nothing of the output's name", async () => {
     const found = await under(
       { STRATUM_FAULTS: "device-lost@2+" },

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { soak } from "../support/soak.ts";
 import { median, trendOf } from "../support/trend.ts";
 
-const SECONDS = 10;
+const SECONDS = 6;
 
 describe("mixed ranking, over and over", () => {
   it("leaves the same buffers after every round, and ranks the same, a lost device between them", async () => {
