@@ -16,9 +16,11 @@ const BEAT_MS = 5_000;
 /** A file that was not touched for so long has no holder: a killed process on another host, or a suspended one. */
 const STALE_MS = 60_000;
 const POLL_MS = 200;
+/** A process that is being killed takes a moment to go. */
+const GRACE_MS = 1_000;
 
 export interface LockOptions {
-  /** Called once where another process holds the lock. */
+  /** Called once where another process holds the lock, and still does after a second. */
   readonly onWait?: ((holder: LockHolder) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Runs a step that touches the disk, and turns the system's errors into the caller's; default those of the hub's cache. */
@@ -42,12 +44,15 @@ export async function withLock<T>(
   const token = `${process.pid} ${hostname()} ${randomBytes(6).toString("hex")}`;
   const { guard = onDisk } = options;
   await guard(path, () => mkdir(dirname(path), { recursive: true }));
+  const begin = performance.now();
   let waited = false;
   while (!(await guard(path, () => acquire(path, token)))) {
     options.signal?.throwIfAborted();
     if (await removeStale(path)) continue;
-    if (!waited) options.onWait?.(parseHolder((await holderOf(path)) ?? ""));
-    waited = true;
+    if (!waited && performance.now() - begin > GRACE_MS) {
+      options.onWait?.(parseHolder((await holderOf(path)) ?? ""));
+      waited = true;
+    }
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
   const beat = setInterval(() => void utimes(path, new Date(), new Date()).catch(() => undefined), BEAT_MS);
