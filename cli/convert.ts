@@ -55,6 +55,8 @@ interface ConvertFlags {
   readonly json?: boolean;
 }
 
+/** Characters written at a time. */
+const WRITTEN = 2 ** 16;
 /** Errors of rows that are told one by one. */
 const TOLD = 20;
 
@@ -147,10 +149,15 @@ async function runConvert(files: readonly string[], flags: ConvertFlags): Promis
     const progress = startProgress(total, "rows");
     try {
       const rows = rowsOf(files, opened.source, flags, failures, progress, stop);
+      let waiting = "";
       for await (const list of importLists(rows, flags, counts)) {
         if (stop.exitCode() !== undefined) break;
-        await output.write(`${JSON.stringify(list)}\n`);
+        waiting += `${JSON.stringify(list)}\n`;
+        if (waiting.length < WRITTEN) continue;
+        await output.write(waiting);
+        waiting = "";
       }
+      if (waiting !== "") await output.write(waiting);
     } finally {
       progress.stop();
     }
@@ -184,10 +191,12 @@ async function* rowsOf(
   for (const path of files) {
     const source = path === files[0] ? first : await openRows(path, flags);
     const plan: ImportPlan = planImport(source.names, fieldsOf(flags));
-    const words = planWords(plan);
+    const read = planFields(plan);
+    const unread = source.names.filter((name) => !read.includes(name)).map((name) => `'${name}'`);
+    const words = `${planWords(plan)}${unread.length > 0 ? `; not read: ${unread.join(", ")}` : ""}`;
     if (words !== told) progress.aside(() => note(`${plainText(path)}: ${plainText(words, 400)}`));
     told = words;
-    for await (const { place, fields, error } of source.rows(planFields(plan))) {
+    for await (const { place, fields, error } of source.rows(read)) {
       if (stop.exitCode() !== undefined) return;
       progress.add(1, 0);
       try {

@@ -9,7 +9,7 @@ import type { Engine } from "../engine/model.ts";
 import type { KernelsRecord } from "../engine/tiles.ts";
 import { StratumError } from "../errors.ts";
 import { LOSSES } from "../kernels/list-loss.ts";
-import { calibrateScorer } from "../scorer/calibrate.ts";
+import { calibrateScorer, checkCalibration } from "../scorer/calibrate.ts";
 import type { EpochRecord } from "../scorer/checkpoint.ts";
 import type { Pooling } from "../scorer/encode.ts";
 import type { FeatureSource } from "../scorer/feature-source.ts";
@@ -266,6 +266,7 @@ async function train(
   const init = flags.init === undefined ? undefined : await loadWeights(flags.init, spec);
   const keys = origin.instructions ?? Array.from({ length: source.lists }, (_, b) => String(b));
   const [lists, held] = splitByInstruction(keys, [1 - flags.holdOut, flags.holdOut], flags.seed);
+  if (flags.abstainError !== undefined) checkCalibration(spec.head, source, lists, flags);
   const options: AnchoredOptions = {
     ...trainOptionsOf(recipe, source.dim),
     spec,

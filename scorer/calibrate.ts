@@ -57,6 +57,22 @@ export function calibrationLists({
   );
 }
 
+/**
+ * Whether a threshold can be chosen at all, before anything is trained.
+ * @throws {StratumError} `scorer/not-pointwise`, `list/bad-labels` for graded labels without `safeFrom`
+ */
+export function checkCalibration(
+  head: string,
+  source: Pick<FeatureSource, "offsets" | "labels">,
+  lists: readonly number[],
+  { safeFrom }: SafeOptions = {},
+): void {
+  checkPointwise(head);
+  const { offsets, labels } = source;
+  const labelled = lists.filter((b) => !labels.subarray(offsets[b], offsets[b + 1]).some(Number.isNaN));
+  absoluteSafeFrom(source, labelled, safeFrom);
+}
+
 /** The first list of each instruction. */
 export function oneAnInstruction(lists: readonly number[], keys: readonly string[] | null): number[] {
   if (keys === null) return [...lists];

@@ -25,6 +25,8 @@ const ROLES: Readonly<Record<string, string>> = {
   chatgpt: "assistant",
 };
 
+/** How an array of messages in a string begins, as JSON or as Python prints it; a response may be JSON of another kind. */
+const ARRAY = /^\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:/;
 /** Of Anthropic's transcripts: "\n\nHuman: ...\n\nAssistant: ...". */
 const TRANSCRIPT = /^\s*Human: ?/;
 const TURN = /(?:^\s*|\n\n)(Human|Assistant): ?/;
@@ -37,7 +39,7 @@ const TURN = /(?:^\s*|\n\n)(Human|Assistant): ?/;
  */
 export function conversationOf(value: unknown, field: string): readonly Message[] | undefined {
   if (typeof value !== "string") return messagesOf(value, field);
-  if (/^\s*\[\s*\{/.test(value)) return messagesOf(parseArray(value, field), field);
+  if (ARRAY.test(value)) return messagesOf(parseArray(value, field), field);
   return TRANSCRIPT.test(value) ? transcriptOf(value) : undefined;
 }
 

@@ -53,7 +53,7 @@ export type ImportedList = Fields;
 /** Bytes written at a time. */
 const WRITTEN = 2 ** 20;
 /** Read back in blocks, of which so many are kept: a prompt's rows may stand far apart, and its neighbours' beside them. */
-const [BLOCK, BLOCKS] = [2 ** 16, 128];
+const [BLOCK, BLOCKS] = [2 ** 14, 512];
 
 export function importCounts(): ImportCounts {
   return {
@@ -223,9 +223,11 @@ function cachedReader(file: FileHandle): (at: number, length: number) => Promise
   };
   return async (at, length) => {
     const [first, last] = [Math.floor(at / BLOCK), Math.floor((at + length - 1) / BLOCK)];
+    const start = at - first * BLOCK;
+    if (first === last) return (await blockOf(first)).subarray(start, start + length);
     const parts: Buffer[] = [];
     for (let index = first; index <= last; index++) parts.push(await blockOf(index));
-    return Buffer.concat(parts).subarray(at - first * BLOCK, at - first * BLOCK + length);
+    return Buffer.concat(parts).subarray(start, start + length);
   };
 }
 

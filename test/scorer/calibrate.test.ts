@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { calibrationLists, oneAnInstruction } from "../../scorer/calibrate.ts";
+import { calibrationLists, checkCalibration, oneAnInstruction } from "../../scorer/calibrate.ts";
 import { arraySource } from "../../scorer/feature-source.ts";
 
 describe("lists for a threshold", () => {
@@ -36,6 +36,16 @@ describe("lists for a threshold", () => {
     expect(found()).toEqual(chosen);
     expect(found({ seed: 2 })).not.toEqual(chosen);
     expect(found({ validation: 0 })).toEqual([1]);
+  });
+
+  it("can be chosen from labels 0 and 1, from grades with the one that is safe, for a pointwise head", () => {
+    const code = (value: string) => expect.objectContaining({ code: value });
+    checkCalibration("pointwise", source, lists);
+    const graded = { offsets: Uint32Array.of(0, 2, 4), labels: Float32Array.of(1, 0, 2, 1) };
+    checkCalibration("pointwise", graded, [0]);
+    checkCalibration("pointwise", graded, [0, 1], { safeFrom: 2 });
+    expect(() => checkCalibration("pointwise", graded, [0, 1])).toThrowError(code("list/bad-labels"));
+    expect(() => checkCalibration("listwise", source, lists)).toThrowError(code("scorer/not-pointwise"));
   });
 
   it("one list an instruction", () => {

@@ -160,6 +160,7 @@ describe("shapes of rows", () => {
 
   it("a text that merely has a bracket is a text", () => {
     expect(conversationOf("[1] is a footnote", "f")).toBeUndefined();
+    expect(conversationOf('[{"name": "a response in JSON"}]', "f")).toBeUndefined();
     expect(conversationOf("Humans: they are", "f")).toBeUndefined();
     expect(() => conversationOf([], "f")).toThrowError(code("list/bad-row"));
   });
