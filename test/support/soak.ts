@@ -18,6 +18,8 @@ export interface SoakSample {
   readonly seconds: number;
   /** Resident bytes of this process, after a collection. */
   readonly rss: number;
+  /** Of it, what JavaScript holds, in its heap and outside. */
+  readonly held: number;
   /** Bytes of buffers and textures on the GPU while no ranker is open: the weights'. */
   readonly live: number;
   readonly buffers: number;
@@ -107,10 +109,18 @@ export async function soak(
     lists += records.length;
     collect();
     const { liveBytes: live, liveBuffers } = engine.device;
-    const { rss } = process.memoryUsage();
+    const { rss, heapUsed, external } = process.memoryUsage();
     const at = { seconds: (performance.now() - begin) / 1000, lost };
     const cpuMsPerList = (user + system) / 1000 / records.length;
-    const sample = { ...at, rss, live, buffers: liveBuffers.length, msPerList, cpuMsPerList };
+    const sample = {
+      ...at,
+      rss,
+      held: heapUsed + external,
+      live,
+      buffers: liveBuffers.length,
+      msPerList,
+      cpuMsPerList,
+    };
     samples.push(sample);
     onSample?.(sample);
   }
