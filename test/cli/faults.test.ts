@@ -1,7 +1,6 @@
 /** Commands under faults of the GPU, of the clock and of the disk: what they write is what they write undisturbed. */
 import { spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
@@ -171,18 +170,24 @@ describe.skipIf(process.platform === "win32")("a disk that is full", () => {
   const train = (out: string) => run("train", ...small, "--batch-lists", "4", "--checkpoint-every", "5", "-o", at(out));
 
   it.each([
-    ["rank", ["-o", "disk.jsonl"], 2000, "disk.jsonl.partial"],
-    ["extract", ["--layers", "0", "--tokens", "all", "-o", "disk.safetensors"], 100_000, null],
-  ])("ends %s with a code, and no file has its final name", async (command, [...flags], bytes, left) => {
-    const out = at(flags.pop() as string);
-    const found = await onFullDisk(bytes, run(command, ...flags, out));
-    expect([found.code, errorCodes(found.stderr)]).toEqual([3, ["file/write-failed"]]);
-    expect(found.stderr).toMatch(/could not be written: ENOSPC/);
-    expect(found.stderr).not.toMatch(STACK_FRAME);
-    const own = readdirSync(folder.path).filter((name) => name.startsWith("disk."));
-    expect(own).toEqual(left === null ? [] : [left]);
-    for (const name of own) await rm(at(name));
-  });
+    ["rank", ["--layer", "0", "-o"], "disk.jsonl", 2000],
+    ["extract", ["--layers", "0", "--tokens", "all", "-o"], "disk.safetensors", 100_000],
+  ])(
+    "ends %s with a code, and no file has its final name until it goes on with room",
+    async (command, flags, out, bytesLeft) => {
+      const found = await onFullDisk(bytesLeft, run(command, ...flags, at(out)));
+      expect([found.code, errorCodes(found.stderr)]).toEqual([3, ["file/write-failed"]]);
+      expect(found.stderr).toMatch(/could not be written: ENOSPC/);
+      expect(found.stderr).not.toMatch(STACK_FRAME);
+      expect(existsSync(at(out))).toBe(false);
+      expect((await stratum(run(command, ...flags, at(`roomy-${out}`)))).code).toBe(0);
+      const resumed = await stratum(run(command, ...flags, at(out)));
+      expect([resumed.code, errorCodes(resumed.stderr)]).toEqual([0, []]);
+      expect(bytes(out)).toBe(bytes(`roomy-${out}`));
+      // Beside the output nothing of the first try is left.
+      expect(readdirSync(folder.path).filter((name) => /^disk\..*(partial|journal)/.test(name))).toEqual([]);
+    },
+  );
 
   it("ends a training with its last checkpoint whole: resumed, it gives the scorer of a run that had room", async () => {
     expect((await stratum(train("roomy"))).code).toBe(0);
