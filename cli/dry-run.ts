@@ -26,7 +26,9 @@ export async function dryRun(
   flags: Pick<RunFlags, "tune" | "adapter" | "json" | "verbose">,
   stop: StopSignal,
 ): Promise<number> {
-  // There is nothing to lose: a signal ends it at once.
+  // There is nothing to lose: a signal ends it at once, one that has come already too.
+  const stopped = stop.exitCode();
+  if (stopped !== undefined) return stopped;
   stop.signal.addEventListener("abort", () => process.exit(stop.exitCode()));
   const layer = options.layer ?? files.spec.config.layers;
   const encoder = await createListEncoder(files, options);

@@ -96,8 +96,7 @@ onPosix("a signal in the middle of a run", () => {
   it("ends a dry run at once: there is nothing to keep", async () => {
     const run = startStratum(["rank", "-", "--dry-run"]);
     const fed = feed(run, 4);
-    await until(() => (run.child.exitCode === null ? true : undefined), "the command");
-    await new Promise((resolve) => setTimeout(resolve, 1500));
+    await until(() => (run.stderr().includes("no --model") ? true : undefined), "the command");
     run.child.kill("SIGINT");
     await fed;
     const { code, stdout } = await run.ended;
