@@ -33,13 +33,13 @@ export interface CostOptions extends Omit<EncodeOptions, "pooling"> {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Every list is timed so often at every layer: once on the way down, once on the way up. */
+/** Every list is timed so often at every layer: once on the way from the deepest, once on the way back. */
 const ROUNDS = 2;
 const [MOST_LISTS, LEAST_LISTS, SECONDS] = [16, 3, 60];
 
 /** How it was measured, for the report. */
 export function costsNote(lists: number): string {
-  return `Each of ${lists} lists alone, from token ids to its states on the host, in a run that ends at the layer; twice, once with the layers deepening and once with them rising. Texts are not encoded in that time, and no scorer runs. Bytes as planned for such a run, working buffers as they were held.`;
+  return `Each of ${lists} lists alone, from token ids to its states on the host, in a run that ends at the layer; twice, once from the deepest layer to the shallowest and once back. Texts are not encoded in that time, and no scorer runs. Bytes as planned for such a run, working buffers as they were held.`;
 }
 
 /**
