@@ -1,6 +1,6 @@
 /** `stratum states`: looks at the states of lists, layer by layer, and trains nothing. */
 import { join } from "node:path";
-import { type Command, Option } from "commander";
+import { type Command, InvalidArgumentError, Option } from "commander";
 import { resolveLayers } from "../engine/layers.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { StratumError } from "../errors.ts";
@@ -40,6 +40,16 @@ maps in a plane (PCA, UMAP). Lists need no labels: without, there is nothing to 
 -o writes a folder: states.html (a page with plots, in one file), states.json, layers.csv, points.csv. Without, the
 tables and curves are printed. Equal words and seeds give equal numbers.`;
 
+/** Every pair of the sample is looked at, and a map's axes cost the cube of its points. */
+const MAX_SAMPLE = 4000;
+const MAX_POINTS = 1000;
+
+const upTo = (most: number) => (text: string) => {
+  const value = positiveInteger(text);
+  if (value > most) throw new InvalidArgumentError(`at most ${most} can be looked at.`);
+  return value;
+};
+
 /** Declares the command. */
 export function statesCommand(program: Command): void {
   const command = program
@@ -48,10 +58,10 @@ export function statesCommand(program: Command): void {
     .argument("<lists>", "JSONL file of lists")
     .option("-o, --output <dir>", "a folder for the page and the data")
     .option("--layers <list>", "all, or layers separated by commas", "all")
-    .option("--sample <n>", "responses to look at, at most; whole lists are drawn", positiveInteger, 1000)
+    .option("--sample <n>", "responses to look at, at most (to 4000); whole lists are drawn", upTo(MAX_SAMPLE), 1000)
     .addOption(new Option("--map <name>", "maps to draw").choices(["both", "pca", "umap", "none"]).default("both"))
     .option("--map-layers <list>", "layers to draw maps of (default: four, from the first to the last)")
-    .option("--points <n>", "responses in a map, at most", positiveInteger, 300)
+    .option("--points <n>", "responses in a map, at most (to 1000)", upTo(MAX_POINTS), 300)
     .option("--seed <n>", "of the sample, the shuffles and the maps", wholeNumber, 0)
     .option(
       "--safe-from <label>",

@@ -104,6 +104,7 @@ describe("states", () => {
     };
     expect(await refused("-o", folder.path)).toEqual([2, "usage/output-exists"]);
     expect(await refused("-o", lists)).toEqual([2, "usage/output"]);
+    expect(await refused("--points", "100000")).toEqual([2, "usage/arguments"]);
     expect(await refused("--layers", "9")).toEqual([2, "usage/layer"]);
     expect(await refused("--layers", "0,2", "--map-layers", "1")).toEqual([2, "usage/layer"]);
   });
