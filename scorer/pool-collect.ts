@@ -43,8 +43,10 @@ export async function poolStatus(pool: Pool, id: string | undefined): Promise<Po
     (await pool.queue.getJobs([state])).filter((job) => job?.data.run === run.id).length;
   const shares = new Map<string, WorkerShare>();
   for (const { worker, adapter, kernels, lists, seconds } of done) {
-    const before = shares.get(worker) ?? { worker, adapter, kernels, chunks: 0, lists: 0, seconds: 0 };
-    shares.set(worker, {
+    // Its kernels may have been tuned between two runs.
+    const key = JSON.stringify([worker, adapter, kernels]);
+    const before = shares.get(key) ?? { worker, adapter, kernels, chunks: 0, lists: 0, seconds: 0 };
+    shares.set(key, {
       ...before,
       chunks: before.chunks + 1,
       lists: before.lists + lists,

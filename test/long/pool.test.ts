@@ -128,11 +128,13 @@ describe("the commands", () => {
   const KILLS = 20;
   const WORKERS = 3;
 
-  it(`${KILLS} random kills of ${WORKERS} workers end in the bytes of an undisturbed run`, async () => {
+  it(`${KILLS} random kills of ${WORKERS} workers end in the bytes of an undisturbed run`, {
+    timeout: 3_600_000,
+  }, async () => {
     const input = join(folder.path, "lists.jsonl");
     await writeTinyLists(input, LISTS);
     const [out, whole] = [join(folder.path, "out.jsonl"), join(folder.path, "whole.jsonl")];
-    const layer = ["--layer", "4"];
+    const layer = ["--layer", "2"];
     expect((await stratum(["rank", input, ...layer, "-o", whole], LONG)).code).toBe(1);
     const queue = ["--queue", redis.url, "--name", "kills"];
     const submitted = await stratum(["submit", input, ...layer, ...queue, "--chunk-kib", "2"]);
@@ -146,7 +148,7 @@ describe("the commands", () => {
       const { done } = await poolStatus(pool, undefined);
       // When one of them has done something, and a random while.
       await until(async () => ((await poolStatus(pool, undefined)).done > done ? true : undefined), "a chunk");
-      await new Promise((resolve) => setTimeout(resolve, 1000 * random()));
+      await new Promise((resolve) => setTimeout(resolve, 500 * random()));
       const which = Math.floor(random() * WORKERS);
       workers[which]?.child.kill("SIGKILL");
       await workers[which]?.ended;
