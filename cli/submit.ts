@@ -17,7 +17,7 @@ import { addRankChoice, askedPooling, type RankChoice, rankFacts, rankOptions } 
 import { EXIT, note, startProgress, stopSignal, writeStdout } from "./terminal.ts";
 
 interface SubmitFlags extends RankChoice, PoolFlags {
-  readonly chunkKib: number;
+  readonly chunkKib?: number;
 }
 
 const EXAMPLES = `
@@ -37,13 +37,12 @@ export function submitCommand(program: Command): void {
     .argument("<lists>", "JSONL file of lists");
   addPoolOptions(command).option(
     "--chunk-kib <n>",
-    "KiB of text a chunk: what a worker does at a time, and at most loses",
+    "KiB of text a chunk: what a worker does at a time, and at most loses (default: a 64th of the file, 2 to 64)",
     (text) => {
       const kib = positiveInteger(text);
       if (kib > 16 * 1024) throw new InvalidArgumentError("at most 16384.");
       return kib;
     },
-    64,
   );
   addRankChoice(addListOptions(command)).addHelpText("after", EXAMPLES);
   addOutputOptions(command, "the run as JSON on stdout").action(async (lists: string, flags: SubmitFlags) => {
@@ -82,7 +81,7 @@ async function runSubmit(path: string, flags: SubmitFlags): Promise<number> {
       const progress = startProgress(total, "lists");
       try {
         const { run, added, retried } = await submitLists(pool, {
-          ...{ path, chunkBytes: flags.chunkKib * 1024, signal: stop.signal },
+          ...{ path, chunkBytes: flags.chunkKib && flags.chunkKib * 1024, signal: stop.signal },
           scorer: flags.scorer === "cosine" ? null : flags.scorer,
           onChunk: (lists) => progress.add(lists, 0),
           run: {

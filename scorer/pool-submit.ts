@@ -1,7 +1,7 @@
 /** Puts lists into a pool's queue, in chunks. */
 
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import { hashFile } from "../weights/durable.ts";
@@ -25,8 +25,8 @@ export interface SubmitRequest {
   readonly run: Omit<PoolRun, "stratum" | "id" | "lists" | "chunks">;
   /** The trained scorer's folder. */
   readonly scorer: string | null;
-  /** Bytes of texts after which a chunk ends, about. */
-  readonly chunkBytes: number;
+  /** Bytes of texts after which a chunk ends, about; default a 64th of the file, 2 to 64 KiB. */
+  readonly chunkBytes?: number | undefined;
   readonly onChunk?: (lists: number) => void;
   readonly signal?: AbortSignal | undefined;
 }
@@ -39,6 +39,10 @@ export interface Submitted {
   readonly retried: number;
 }
 
+/** Chunks of a file, about: enough that the last ones leave no worker idle for long. */
+const CHUNKS = 64;
+/** A chunk that takes a second is far more than what handing it over costs. */
+const [LEAST_BYTES, MOST_BYTES] = [2 ** 11, 2 ** 16];
 /** Lists of a chunk, however short they are. */
 const MOST_LISTS = 512;
 /** Chunks that are handed over together. */
@@ -52,8 +56,10 @@ export const SCORER_FILES = ["scorer.json", "scorer.safetensors"] as const;
  * @throws {StratumError} `file/unreadable`, `list/empty-file`, `usage/stopped`
  */
 export async function submitLists(pool: Pool, request: SubmitRequest): Promise<Submitted> {
-  const { path, run: words, scorer, chunkBytes, onChunk, signal } = request;
+  const { path, run: words, scorer, onChunk, signal } = request;
   const { redis, key, queue } = pool;
+  const share = Math.ceil((await stat(path)).size / CHUNKS);
+  const chunkBytes = request.chunkBytes ?? Math.min(MOST_BYTES, Math.max(LEAST_BYTES, share));
   const identity = JSON.stringify([words.facts, words.fingerprint, await hashFile(path), chunkBytes]);
   const id = createHash("sha256").update(identity).digest("hex").slice(0, 16);
   if (scorer !== null) await storeScorer(pool, id, scorer);
