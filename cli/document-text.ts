@@ -39,7 +39,8 @@ function chartText(chart: Chart, width: number): string[] {
   const scale = chart.y.percent ? 100 : 1;
   const [first, last] = [points[0], points[points.length - 1]];
   const values = points.map(({ y }) => scale * y);
-  const axis = `${chart.y.label}, ${name}; ${chart.x.label} ${shortX(first.x)} to ${shortX(last.x)}`;
+  const what = [chart.y.label, name].filter((part) => part !== "").join(", ");
+  const axis = `${what}; ${chart.x.label} ${shortX(first.x)} to ${shortX(last.x)}`;
   return [`${axis}\n${curve(stretched(values, Math.min(width - 12, 60)), width)}`];
 }
 

@@ -110,6 +110,7 @@ describe("a terminal", () => {
     const text = documentText(document, 80);
     const prose = text.split("\n").filter((line) => !/ {2}/.test(line) && !line.startsWith("("));
     expect(prose.filter((line) => line.length > 80)).toEqual([]);
+    expect(text).not.toMatch(/^,/m);
     expect(text).toMatch(/top-1 in %, scorer \(srr\); layer 0 to 6\n +\d+\.\d+ [┤┼]/);
   });
 
