@@ -61,7 +61,7 @@ export function parseModelConfig(config: unknown, path: string): Architecture {
 /** The entries of the decoder: those of the file, or of its text part. */
 function sourceOf({ path, entries }: ConfigFile): FamilySource {
   const outer = entries["model_type"];
-  const own = FAMILIES.some(({ modelTypes }) => modelTypes.includes(String(outer)));
+  const own = typeof outer === "string" && SUPPORTED_MODEL_TYPES.includes(outer);
   const key = own ? undefined : TEXT_PARTS.find((name) => isJsonObject(entries[name]));
   if (key === undefined) {
     if (typeof outer !== "string") throw unsupported(path, outer);

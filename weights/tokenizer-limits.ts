@@ -42,7 +42,7 @@ export function checkTokenizerLimits(file: TokenizerFile, path: string): void {
     path,
   );
   if (Array.isArray(vocab)) {
-    const tokens = vocab.flatMap((entry: unknown) => (Array.isArray(entry) ? String(entry[0]) : []));
+    const tokens = vocab.map(unigramToken);
     checkCount("characters in its vocabulary", treeNodes(tokens), MAX_UNIGRAM_NODES, path);
   }
   let growth = 1;
@@ -55,6 +55,12 @@ export function checkTokenizerLimits(file: TokenizerFile, path: string): void {
     }
   }
   if (growth > MAX_GROWTH) throw refused(path, `its replacements can make a text ${growth} times as long`);
+}
+
+/** The token of an entry `[token, score]` of a Unigram vocabulary; empty where there is none. */
+export function unigramToken(entry: unknown): string {
+  const token: unknown = Array.isArray(entry) ? entry[0] : undefined;
+  return typeof token === "string" ? token : "";
 }
 
 /** A component and all that it is made of, in no order. */

@@ -11,7 +11,7 @@ import { messageOf, StratumError } from "../errors.ts";
 import { clip, readJsonFile } from "./json.ts";
 import { modelFile } from "./model-folder.ts";
 import { withinTime } from "./time-bound.ts";
-import { checkTokenizerLimits } from "./tokenizer-limits.ts";
+import { checkTokenizerLimits, unigramToken } from "./tokenizer-limits.ts";
 
 /** Larger files are refused before they are read; the largest published tokenizer.json (256k entries) is about 35 MB. */
 const MAX_FILE_BYTES = 128 * 2 ** 20;
@@ -336,7 +336,7 @@ function vocabularyIds(vocab: unknown): ReadonlyMap<string, unknown> {
   if (typeof vocab !== "object" || vocab === null) return new Map();
   // A Unigram vocabulary is a list of [token, score].
   return Array.isArray(vocab)
-    ? new Map(vocab.map((entry, id) => [Array.isArray(entry) ? String(entry[0]) : "", id]))
+    ? new Map(vocab.map((entry, id) => [unigramToken(entry), id]))
     : new Map(Object.entries(vocab));
 }
 

@@ -58,6 +58,11 @@ describe("models that are not supported", () => {
     expect(() => parse({ model_type: "wrapper", text_config: { model_type } })).toThrow(reason);
   });
 
+  it("an object that cannot be made a text", () => {
+    const model_type = JSON.parse('{"toString":1,"valueOf":2}');
+    expect(() => parse({ model_type })).toThrow(failing("config/unsupported-model", "model_type is"));
+  });
+
   it("the supported types are each one family's, and named in a refusal", () => {
     expect(new Set(SUPPORTED_MODEL_TYPES).size).toBe(SUPPORTED_MODEL_TYPES.length);
     const known = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "olmo2"];

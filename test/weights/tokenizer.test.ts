@@ -199,6 +199,13 @@ describe("files that cannot be used", () => {
     expect(await code()).toBe(expected);
   });
 
+  it("a Unigram token that cannot be made a text", async () => {
+    const vocab = '[["a",0],[{"toString":1,"valueOf":2},0]]';
+    await write("tokenizer.json", `{"model":{"type":"Unigram","unk_id":0,"vocab":${vocab}}}`);
+    await write("tokenizer_config.json", { bos_token: "<new>" });
+    expect(await code()).toBe("tokenizer/unsupported");
+  });
+
   it("bytes that are not UTF-8, a bad config, and a file past the bound", async () => {
     await writeFile(join(dir, "tokenizer.json"), Uint8Array.of(0x7b, 0xff, 0x7d));
     expect(await code()).toBe("tokenizer/bad-json");

@@ -112,7 +112,7 @@ const VALUES: readonly Json[] = [
   [null],
   [1, 2],
   { a: 1 },
-  { __proto__: null, type: "default" },
+  { toString: 1, valueOf: 2 },
 ];
 
 interface JsonEdit {
