@@ -5,8 +5,11 @@
  */
 import { StratumError } from "../errors.ts";
 
-/** What every submission may take, whatever it holds; STRATUM_GPU_TIMEOUT gives another. */
-export const PATIENCE_SECONDS = 120;
+/**
+ * What every submission may take, whatever it holds; STRATUM_GPU_TIMEOUT gives another. A software adapter compiles within
+ * it, and shares its cores with whatever else the machine does.
+ */
+export const PATIENCE_SECONDS = { software: 600, hardware: 120 } as const;
 
 /**
  * Operations a second that the slowest adapters are granted on top: a twentieth of what SwiftShader does on one loaded
@@ -21,7 +24,7 @@ const TICK_MS = 250;
 
 export interface WatchdogOptions {
   readonly software: boolean;
-  /** Default {@link PATIENCE_SECONDS}. */
+  /** Default 120, of software adapters 600. */
   readonly seconds?: number | undefined;
 }
 
@@ -109,9 +112,10 @@ export class Watchdog {
 
   #tick(): void {
     this.#ticks++;
-    const { software, seconds = PATIENCE_SECONDS } = this.#options;
+    const kind = this.#options.software ? "software" : "hardware";
+    const { seconds = PATIENCE_SECONDS[kind] } = this.#options;
     const flops = this.#marks[0]?.flops ?? 0;
-    const patience = seconds + flops / SLOWEST_FLOPS[software ? "software" : "hardware"];
+    const patience = seconds + flops / SLOWEST_FLOPS[kind];
     if (this.#ticks * TICK_MS < 1000 * patience) return;
     this.#stalled = new StratumError(
       "device/stalled",

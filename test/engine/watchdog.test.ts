@@ -27,13 +27,16 @@ function watched(waiting: Promise<unknown>): { readonly state: () => unknown } {
 }
 
 describe("the watchdog", () => {
-  it("ends a wait for nothing after its patience, and no sooner", async () => {
-    const { state } = watched(new Watchdog({ software: false }).wait(never()));
-    await vi.advanceTimersByTimeAsync(1000 * PATIENCE_SECONDS - 500);
-    expect(state()).toBe("waiting");
-    await vi.advanceTimersByTimeAsync(1000);
-    expect(state()).toEqual(stalled);
-  });
+  it.each(["software", "hardware"] as const)(
+    "ends a wait for nothing after its patience, %s, and no sooner",
+    async (kind) => {
+      const { state } = watched(new Watchdog({ software: kind === "software" }).wait(never()));
+      await vi.advanceTimersByTimeAsync(1000 * PATIENCE_SECONDS[kind] - 500);
+      expect(state()).toBe("waiting");
+      await vi.advanceTimersByTimeAsync(1000);
+      expect(state()).toEqual(stalled);
+    },
+  );
 
   it.each([
     [true, 1e11, 1000],
