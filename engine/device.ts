@@ -8,6 +8,7 @@ import { TEXEL_BYTES } from "../kernels/texture.ts";
 import { fromGpuError, lostError, outOfMemory } from "./device-errors.ts";
 import type { DeviceInfo } from "./device-info.ts";
 import type { FaultKind, Faults } from "./faults.ts";
+import { napping } from "./nap.ts";
 import { type ProfileClock, Profiler } from "./profiler.ts";
 import { Watchdog } from "./watchdog.ts";
 
@@ -350,7 +351,7 @@ export class Device {
   /** Waits for the GPU. @throws {StratumError} `device/stalled`, which stays */
   async #wait<T>(ending: Promise<T>): Promise<T> {
     try {
-      return await this.#watchdog.wait(ending);
+      return await napping(this.#watchdog.wait(ending));
     } catch (cause) {
       if (this.#watchdog.stalled !== undefined) this.#latch(this.#watchdog.stalled);
       throw cause;

@@ -2,6 +2,7 @@
 import { StratumError } from "../errors.ts";
 import type { Kernel } from "../kernels/kernel.ts";
 import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import { napping } from "./nap.ts";
 
 export interface Pipeline {
   readonly kernel: Kernel;
@@ -64,11 +65,12 @@ async function compile(device: Device, kernel: Kernel): Promise<Pipeline> {
     })),
   });
   try {
-    const gpu = await device.gpu.createComputePipelineAsync({
+    const compiled = device.gpu.createComputePipelineAsync({
       label: kernel.key,
       layout: device.gpu.createPipelineLayout({ bindGroupLayouts: [layout] }),
       compute: { module, entryPoint: "main" },
     });
+    const gpu = await napping(compiled);
     return { kernel, generation, gpu, layout };
   } catch (cause) {
     // On a lost device nothing compiles.

@@ -1,5 +1,6 @@
 /// <reference types="@webgpu/types" />
 /** Timestamps of dispatches: query sets that a command buffer fills, resolves and gives back for the next. */
+import { napping } from "./nap.ts";
 
 /** Dispatches of one set; WebGPU allows 4,096 queries, of which a dispatch takes two. */
 export const SET_CALLS = 1024;
@@ -43,7 +44,7 @@ export function resolveTimestamps(
 
 /** The timestamps of `count` calls, once the command buffer is done. */
 export async function readTimestamps({ staging }: TimestampSet, count: number): Promise<Timestamps[]> {
-  await staging.mapAsync(0x01, 0, 16 * count);
+  await napping(staging.mapAsync(0x01, 0, 16 * count));
   const values = new BigUint64Array(staging.getMappedRange(0, 16 * count).slice(0));
   staging.unmap();
   return Array.from({ length: count }, (_, i) => soundTimestamps(values[2 * i], values[2 * i + 1]));
