@@ -18,6 +18,7 @@ export interface LineOutput {
 /** Runs `use` while no other process writes an output. @throws {StratumError} `usage/in-use` */
 export async function withOutputLock<T>(output: string, use: (held: () => Promise<boolean>) => Promise<T>): Promise<T> {
   return withLock(`${output}.journal.lock`, use, {
+    graceMs: 1000,
     onWait: ({ pid, host }) => {
       throw new StratumError(
         "usage/in-use",

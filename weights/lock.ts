@@ -16,12 +16,12 @@ const BEAT_MS = 5_000;
 /** A file that was not touched for so long has no holder: a killed process on another host, or a suspended one. */
 const STALE_MS = 60_000;
 const POLL_MS = 200;
-/** A process that is being killed takes a moment to go. */
-const GRACE_MS = 1_000;
 
 export interface LockOptions {
-  /** Called once where another process holds the lock, and still does after a second. */
+  /** Called once where another process holds the lock, and still does after `graceMs`. */
   readonly onWait?: ((holder: LockHolder) => void) | undefined;
+  /** Default 0. A process that is being killed takes a moment to go. */
+  readonly graceMs?: number | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Runs a step that touches the disk, and turns the system's errors into the caller's; default those of the hub's cache. */
   readonly guard?: <T>(path: string, step: () => Promise<T>) => Promise<T>;
@@ -42,14 +42,14 @@ export async function withLock<T>(
   options: LockOptions = {},
 ): Promise<T> {
   const token = `${process.pid} ${hostname()} ${randomBytes(6).toString("hex")}`;
-  const { guard = onDisk } = options;
+  const { guard = onDisk, graceMs = 0 } = options;
   await guard(path, () => mkdir(dirname(path), { recursive: true }));
   const begin = performance.now();
   let waited = false;
   while (!(await guard(path, () => acquire(path, token)))) {
     options.signal?.throwIfAborted();
     if (await removeStale(path)) continue;
-    if (!waited && performance.now() - begin > GRACE_MS) {
+    if (!waited && performance.now() - begin >= graceMs) {
       options.onWait?.(parseHolder((await holderOf(path)) ?? ""));
       waited = true;
     }
