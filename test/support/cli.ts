@@ -89,9 +89,11 @@ export function jsonLines<T = Readonly<Record<string, unknown>>>(text: string): 
     .map((line) => JSON.parse(line) as T);
 }
 
-/** The last line of stderr, where `--json` puts the summary. */
+/** The last line of stderr that is an object, where `--json` puts the summary: of a stopped run a word about its output follows. */
 export function lastJsonLine(stderr: string): Readonly<Record<string, unknown>> {
-  return JSON.parse(stderr.trimEnd().split("\n").at(-1) ?? "") as Readonly<Record<string, unknown>>;
+  return JSON.parse(stderr.split("\n").findLast((line) => line.startsWith("{")) ?? "") as Readonly<
+    Record<string, unknown>
+  >;
 }
 
 /** The codes of the errors that stderr names, in order. */
