@@ -9,7 +9,8 @@ import { addRunOptions, countLines } from "./common.ts";
 import { type Compared, type CompareFlags, comparisonTable, flipLines, jsonComparison } from "./compare-output.ts";
 import { comparedScorers } from "./compare-scorers.ts";
 import { counted } from "./eval-output.ts";
-import { number, wholeNumber } from "./numbers.ts";
+import { bootstrapOption, safeFromOption } from "./measure-options.ts";
+import { wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn, writeStdout } from "./terminal.ts";
 
 const HELP = `
@@ -35,19 +36,10 @@ export function compareCommand(program: Command): void {
     .argument("[lists]", "the labelled lists; not needed for rankings with documents")
     .option("--flips", "print every list that flipped, not the first ten")
     .option("--include-seen", "of scorers: count lists that one of them has seen, too")
-    .option(
-      "--safe-from <label>",
-      "a candidate with this label or a higher one is safe (default: its list's highest)",
-      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
-    )
+    .addOption(safeFromOption())
     .option("-l, --layer <k>", "layer, where the scorers do not say")
     .option("--seed <n>", "of the bootstrap", wholeNumber, 0)
-    .option(
-      "--bootstrap <n>",
-      "samples of the bootstrap, 100 to 100000",
-      number(100, 100_000, "a number from 100 to 100000"),
-      2000,
-    )
+    .addOption(bootstrapOption())
     .option("--no-cache", "of scorers: compute features anew and keep none")
     .addHelpText("after", HELP);
   addRunOptions(command, "one JSON object on stdout instead of tables").action(

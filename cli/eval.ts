@@ -15,7 +15,8 @@ import { addRunOptions, countLines, modelDirectory, positiveInteger, withEngine,
 import { type Control, type EvalFlags, type Loaded, measure } from "./eval-measure.ts";
 import { loadedFrom, requestOf } from "./eval-states.ts";
 import { checkListsPath, withFeatures } from "./features.ts";
-import { number, properShare, wholeNumber } from "./numbers.ts";
+import { bootstrapOption, safeFromOption } from "./measure-options.ts";
+import { properShare, wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn } from "./terminal.ts";
 
 const HELP = `
@@ -54,11 +55,7 @@ export function evalCommand(program: Command): void {
     .option("--fit <file>", "fit the baselines on these lists (with --features: on these features)")
     .option("--control", "run the model again with random weights: what a probe reaches, learning did not give")
     .option("--include-seen", "evaluate lists that the scorer has seen, too")
-    .option(
-      "--safe-from <label>",
-      "a candidate with this label or a higher one is safe (default: its list's highest)",
-      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
-    )
+    .addOption(safeFromOption())
     .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
     .option(
       "--abstain-error <rate>",
@@ -68,12 +65,7 @@ export function evalCommand(program: Command): void {
     .option("--abstain-confidence <p>", "of that, and of the bounds beside coverage and error", properShare, 0.95)
     .option("--slices", "the same rows for lists with one safe candidate, without refusals, and by length")
     .option("--seed <n>", "of the bootstrap, of the baselines' fits and of the random weights", wholeNumber, 0)
-    .option(
-      "--bootstrap <n>",
-      "samples of the bootstrap, 100 to 100000",
-      number(100, 100_000, "a number from 100 to 100000"),
-      2000,
-    )
+    .addOption(bootstrapOption())
     .option("--no-cache", "compute features anew and keep none")
     .addHelpText("after", HELP);
   addRunOptions(command, "one JSON object on stdout instead of tables").action(

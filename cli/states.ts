@@ -9,7 +9,8 @@ import { openStatesFolder, STATES_FILES, type StatesRecord, writeStates } from "
 import { lookAtStates } from "../scorer/states-look.ts";
 import { addRunOptions, modelDirectory, positiveInteger, type RunFlags, withEngine, withModelFiles } from "./common.ts";
 import { lendModel, withFeaturesOf } from "./features.ts";
-import { number, wholeNumber } from "./numbers.ts";
+import { safeFromOption } from "./measure-options.ts";
+import { wholeNumber } from "./numbers.ts";
 import { shown, writeShown } from "./report.ts";
 import { statesDocument } from "./report-document.ts";
 import { runRecord } from "./run-record.ts";
@@ -63,11 +64,7 @@ export function statesCommand(program: Command): void {
     .option("--map-layers <list>", "layers to draw maps of (default: four, from the first to the last)")
     .option("--points <n>", "responses in a map, at most (to 1000)", upTo(MAX_POINTS), 300)
     .option("--seed <n>", "of the sample, the shuffles and the maps", wholeNumber, 0)
-    .option(
-      "--safe-from <label>",
-      "a candidate with this label or a higher one is safe (default: its list's highest)",
-      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
-    )
+    .addOption(safeFromOption())
     .addOption(new Option("--format <name>", "what is printed without -o").choices(["text", "md"]).default("text"))
     .option("--no-cache", "compute features anew and keep none")
     .addHelpText("after", HELP);

@@ -35,6 +35,7 @@ import {
 } from "./common.ts";
 import { type FeatureRequest, type LentModel, type ListsAndFeatures, lendModel } from "./features.ts";
 import { formatCount } from "./format.ts";
+import { bootstrapOption, safeFromOption } from "./measure-options.ts";
 import { number } from "./numbers.ts";
 import { shown, writeReportPage } from "./report.ts";
 import { reportDocument } from "./report-document.ts";
@@ -103,18 +104,9 @@ export function sweepCommand(program: Command): void {
     .option("--no-control", "without a linear probe of the same architecture with random weights")
     .option("--test <files...>", "measure on these files of lists, too")
     .option("--train-each", "with --test: train on each of the files in turn")
-    .option(
-      "--safe-from <label>",
-      "a candidate with this label or a higher one is safe (default: its list's highest)",
-      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
-    )
+    .addOption(safeFromOption())
     .option("--k <depth>", "the depth of NDCG@k", positiveInteger, 5)
-    .option(
-      "--bootstrap <n>",
-      "samples of the bootstrap, 100 to 100000",
-      number(100, 100_000, "a number from 100 to 100000"),
-      2000,
-    )
+    .addOption(bootstrapOption())
     .option("--no-states", "do not look at norms, separation and maps of the states")
     .option("--no-cache", "compute features anew and keep none")
     .addOption(

@@ -6,7 +6,7 @@ import { type JudgedRanking, judge, listFinder, readRankings } from "../scorer/r
 import { addOutputOptions, countLines, positiveInteger } from "./common.ts";
 import { counted } from "./eval-output.ts";
 import { plainText } from "./format.ts";
-import { number } from "./numbers.ts";
+import { safeFromOption } from "./measure-options.ts";
 import { EXIT, note, stopSignal, styled, writeStdout } from "./terminal.ts";
 
 interface ViewFlags {
@@ -37,11 +37,7 @@ export function viewCommand(program: Command): void {
     .argument("<rankings>", "JSONL file that stratum rank wrote, or - for stdin")
     .argument("[lists]", "the lists that were ranked: their texts and labels")
     .option("--wrong", "only lists whose first place is not safe")
-    .option(
-      "--safe-from <label>",
-      "a candidate with this label or a higher one is safe (default: its list's highest)",
-      number(-Number.MAX_VALUE, Number.MAX_VALUE, "a number"),
-    )
+    .addOption(safeFromOption())
     .option(
       "--width <columns>",
       "cut lines to so many columns (default: the terminal's, 100 without one)",
