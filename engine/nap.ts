@@ -1,7 +1,7 @@
 /**
  * Waiting for the GPU without taking a core. Dawn's binding for Node looks for what has ended at every turn of the event
- * loop, and keeps the loop turning as fast as it can. A software adapter computes on the same cores, and is slowed by
- * that: by a third where there are two. So while something is waited for, a turn of the loop sleeps.
+ * loop, and keeps the loop turning as fast as it can. A software adapter computes on the same cores, and lacks one
+ * then. So while something is waited for, a turn of the loop sleeps.
  */
 
 /** A sleep is this share of the time that was waited for already: how much later an end may be seen. */

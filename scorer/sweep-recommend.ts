@@ -181,7 +181,13 @@ function reasonOf(
     `${points(difference.mean)} points, ${points(difference.low)} to ${points(difference.high)}`;
   const below = own.filter(({ verdict }) => verdict === "above");
   if (own.length === 0) reason.push("It is the only place that was measured with this method.");
-  else if (below.length === 0) {
+  else if (own.length === 1) {
+    reason.push(
+      below.length === 0
+        ? "No significant difference between it and the other place of this method."
+        : `It is significantly above the other place of this method (${interval(own[0])}).`,
+    );
+  } else if (below.length === 0) {
     reason.push(
       `No significant difference between it and any of the other ${own.length} places of this method, all compared at once.`,
     );
