@@ -14,6 +14,7 @@ import { checkFits, type Job, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { encodeText } from "../weights/prompt.ts";
 import { checkIds, type Tokenizer } from "../weights/tokenizer.ts";
+import { mapBunches } from "./bunches.ts";
 import {
   createListEncoder,
   type EncodeOptions,
@@ -104,22 +105,31 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     pooling: runPooling(...poolings),
     batchTokens,
   });
-  let encoders: Promise<readonly ListEncoder[]> | undefined;
+  let encoders: (() => readonly ListEncoder[]) | undefined;
+  let tokenizer: (() => Tokenizer) | undefined;
+  async function open(lines: readonly SequenceLine[]): Promise<void> {
+    if (encoders === undefined && lines.some(({ kind }) => kind === "list")) {
+      const made = poolings.map((pooling) => createListEncoder(files, { ...options, pooling }));
+      encoders = await settled(Promise.all(made));
+    }
+    if (tokenizer === undefined && lines.some(({ kind }) => kind === "text"))
+      tokenizer = await settled(files.tokenizer());
+  }
 
-  async function prepare(line: SequenceLine): Promise<{ group: SequenceGroup; notes: RankingNotes }> {
+  function encode(line: SequenceLine): { group: SequenceGroup; notes: RankingNotes } {
     if (line.kind === "error") throw line.error;
     if (line.kind === "list") {
-      encoders ??= Promise.all(poolings.map((pooling) => createListEncoder(files, { ...options, pooling })));
-      const made = await encoders;
+      const made = encoders?.() ?? [];
       const { group, notes } = device.span("tokenise", () =>
         made.length === 1 ? made[0].encode(line.list) : encodeUnderAll(made, line.list),
       );
       // Nothing is compared with the prompt: a cut list need not repeat it.
       return { group: { ...group, anchored: false }, notes };
     }
-    const encodeLine = (tokenizer: Tokenizer, text: string) =>
-      device.span("tokenise", () => encodeText(tokenizer, text));
-    const ids = line.kind === "ids" ? line.ids : encodeLine(await files.tokenizer(), line.text);
+    const ids =
+      line.kind === "ids"
+        ? line.ids
+        : device.span("tokenise", () => encodeText((tokenizer as () => Tokenizer)(), line.text));
     const cut = options.truncate && ids.length > maxPositions;
     const kept = cut ? ids.slice(0, maxPositions) : ids;
     checkLength(kept.length, config, "the sequence", "shorten it, or cut it with --truncate");
@@ -127,17 +137,15 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
     return { group: { sequences: [kept] }, notes: cut ? { truncated: [0] } : {} };
   }
 
-  async function* jobs(lines: AsyncIterable<SequenceLine>): AsyncGenerator<Job<Pending>> {
-    for await (const line of lines) {
-      try {
-        const { group, notes } = await prepare(line);
-        checkFits(group, room.current.runner, sharePrefix);
-        yield { item: { line, sequences: group.sequences, states: [], notes, error: null }, group };
-      } catch (thrown) {
-        if (!(thrown instanceof StratumError)) throw thrown;
-        const error = line.kind === "error" ? thrown : atLine(thrown, line.line);
-        yield { item: { line, sequences: [], states: [], notes: {}, error }, group: null };
-      }
+  function job(line: SequenceLine): Job<Pending> {
+    try {
+      const { group, notes } = encode(line);
+      checkFits(group, room.current.runner, sharePrefix);
+      return { item: { line, sequences: group.sequences, states: [], notes, error: null }, group };
+    } catch (thrown) {
+      if (!(thrown instanceof StratumError)) throw thrown;
+      const error = line.kind === "error" ? thrown : atLine(thrown, line.line);
+      return { item: { line, sequences: [], states: [], notes: {}, error }, group: null };
     }
   }
 
@@ -154,12 +162,28 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
       const onOverBudget = (pending: Pending, error: StratumError) => {
         pending.error = atLine(error, pending.line.line);
       };
-      for await (const pending of streamJobs(jobs(lines), room, run, { sharePrefix, signal, onOverBudget })) {
+      for await (const pending of streamJobs(mapBunches(lines, job, open), room, run, {
+        sharePrefix,
+        signal,
+        onOverBudget,
+      })) {
         yield outcome(pending, layers, hiddenSize, poolings.length);
       }
     },
     [Symbol.dispose]: () => room[Symbol.dispose](),
   };
+}
+
+/** What was awaited: gives it, or throws what it ended with, each time it is asked. */
+async function settled<T>(awaited: Promise<T>): Promise<() => T> {
+  try {
+    const value = await awaited;
+    return () => value;
+  } catch (thrown) {
+    return () => {
+      throw thrown;
+    };
+  }
 }
 
 function outcome(

@@ -12,6 +12,7 @@ import { createRunner, type Runner, type SequencePair } from "../engine/runner.t
 import { checkFits, type Job, type Packer, streamJobs } from "../engine/stream.ts";
 import { StratumError } from "../errors.ts";
 import { checkPointwise } from "./abstain.ts";
+import { mapBunches } from "./bunches.ts";
 import { createListEncoder, type EncodedGroup, type EncodeOptions, type ListEncoder, runPooling } from "./encode.ts";
 import { arraySource } from "./feature-source.ts";
 import type { Position } from "./json-lines.ts";
@@ -97,29 +98,26 @@ export type EncodedLine =
   | { readonly line: ListLine; readonly encoded: EncodedGroup; readonly error: null }
   | { readonly line: ListLine; readonly encoded: null; readonly error: StratumError };
 
-/** Encodes lines one by one; what is wrong with a line stays with the line. */
-export async function* encodeLines(
+/** Encodes lines; what is wrong with a line stays with the line. */
+export function encodeLines(
   lines: AsyncIterable<ListLine>,
   encoder: ListEncoder,
   packer: Packer,
   sharePrefix: boolean,
   scored = false,
 ): AsyncGenerator<EncodedLine> {
-  for await (const line of lines) {
-    if (line.kind === "error") {
-      yield { line, encoded: null, error: line.error };
-      continue;
-    }
+  return mapBunches(lines, (line): EncodedLine => {
+    if (line.kind === "error") return { line, encoded: null, error: line.error };
     try {
       if (scored) checkListLength(line.list.candidates.length);
       const encoded = encoder.encode(line.list);
       checkFits(encoded.group, packer, sharePrefix);
-      yield { line, encoded, error: null };
+      return { line, encoded, error: null };
     } catch (thrown) {
       if (!(thrown instanceof StratumError)) throw thrown;
-      yield { line, encoded: null, error: atLine(thrown, line.line) };
+      return { line, encoded: null, error: atLine(thrown, line.line) };
     }
-  }
+  });
 }
 
 /**
