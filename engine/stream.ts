@@ -1,4 +1,7 @@
-/** Streams items through a room: batches are filled to the budget, results come in the order of the input. */
+/**
+ * Streams items through a room: batches are filled to the budget, results come in the order of the input. While the GPU
+ * has a batch, the host takes, and so encodes, the items of the next.
+ */
 import { StratumError } from "../errors.ts";
 import { type Batch, groupCost, MIN_SEQUENCE_ROWS, packBatches, type SequenceGroup } from "./batch.ts";
 import type { Furniture, Room } from "./room.ts";
@@ -71,9 +74,9 @@ export async function* streamJobs<T, F extends Streaming>(
   run: (batch: Batch, jobs: readonly Job<T>[], current: F) => Promise<void>,
   { sharePrefix = true, signal, onOverBudget }: StreamOptions<T> = {},
 ): AsyncGenerator<T> {
-  let waiting: Job<T>[] = [];
-  let cost = 0;
   const sharing = { sharePrefix, longFrom: room.current.runner.packing.longFrom };
+  /** The jobs that run now. */
+  let running: Promise<unknown> | undefined;
 
   /** Those of the members that fit a batch; a budget that has shrunk holds less than when they came. */
   function fitting(members: readonly Member<T>[], packer: Packer): Member<T>[] {
@@ -89,14 +92,12 @@ export async function* streamJobs<T, F extends Streaming>(
     });
   }
 
-  async function* flush(): AsyncGenerator<T> {
-    const running = waiting;
-    waiting = [];
-    cost = 0;
-    let members = running.filter((job): job is Member<T> => job.group !== null);
+  /** Runs jobs. @returns false where it was stopped before all were done */
+  async function runJobs(filled: readonly Job<T>[]): Promise<boolean> {
+    let members = filled.filter((job): job is Member<T> => job.group !== null);
     // Of the batches by this budget, so many are done.
     let [budget, done] = [0, 0];
-    const whole = await room.run(async (current) => {
+    return await room.run(async (current) => {
       const { runner } = current;
       const dearest = members.reduce((most, { group }) => Math.max(most, groupCost(group, sharing)), 0);
       await runner.grow(Math.min(dearest, runner.maxBudget));
@@ -112,40 +113,74 @@ export async function* streamJobs<T, F extends Streaming>(
       }
       return true;
     });
-    if (!whole) return;
-    for (const { item } of running) yield item;
   }
 
   const iterator = jobs[Symbol.asyncIterator]();
   let next = iterator.next();
-  try {
-    for (;;) {
-      if (signal?.aborted) return;
-      if (waiting.length > 0 && (await paused(next))) yield* flush();
-      let step: IteratorResult<Job<T>> | undefined;
-      try {
-        step = await orAborted(next, signal);
-      } catch (cause) {
-        // The source fails; what it gave before is answered first.
-        yield* flush();
-        throw cause;
+  let left = false;
+
+  /** Takes jobs until a batch is full, the source pauses while nothing runs, or it ends. Takes nothing once left. */
+  async function fill(): Promise<Filled<T>> {
+    const filled: Job<T>[] = [];
+    let cost = 0;
+    while (!left) {
+      if (filled.length > 0 && (await paused(next))) {
+        if (running === undefined) return { jobs: filled, ended: false };
+        await Promise.race([settled(next), running]);
+        continue;
       }
-      if (step === undefined || signal?.aborted) return;
+      let step: IteratorResult<Job<T>>;
+      try {
+        step = await next;
+      } catch (cause) {
+        // What the source gave before it failed is answered first.
+        return { jobs: filled, ended: true, cause };
+      }
       if (step.done) break;
-      const job = step.value;
-      const own = job.group === null ? 0 : Math.max(groupCost(job.group, sharing), MIN_SEQUENCE_ROWS);
-      if (waiting.length > 0 && (cost + own > room.current.runner.budget || waiting.length >= MAX_WAITING))
-        yield* flush();
-      waiting.push(job);
+      const { group } = step.value;
+      const own = group === null ? 0 : Math.max(groupCost(group, sharing), MIN_SEQUENCE_ROWS);
+      const full = cost + own > room.current.runner.budget || filled.length >= MAX_WAITING;
+      if (filled.length > 0 && full) return { jobs: filled, ended: false };
+      filled.push(step.value);
       cost += own;
       next = iterator.next();
     }
-    yield* flush();
+    return { jobs: filled, ended: true };
+  }
+
+  let filling = fill();
+  try {
+    for (;;) {
+      const filled = await orAborted(filling, signal);
+      if (filled === undefined || signal?.aborted) return;
+      const whole = runJobs(filled.jobs);
+      running = settled(whole);
+      // The host prepares the next batch while the GPU has this one.
+      if (!filled.ended) filling = fill();
+      if (!(await whole)) return;
+      running = undefined;
+      for (const { item } of filled.jobs) yield item;
+      if ("cause" in filled) throw filled.cause;
+      if (filled.ended) return;
+    }
   } finally {
+    left = true;
     // A reader that still waits for its source must not hold the end up.
-    next.catch(() => undefined);
+    void settled(next);
+    void settled(filling);
     void iterator.return?.().catch(() => undefined);
   }
+}
+
+/** Jobs for a batch or more; `cause`: what the source failed with behind them. */
+interface Filled<T> {
+  readonly jobs: readonly Job<T>[];
+  readonly ended: boolean;
+  readonly cause?: unknown;
+}
+
+async function settled(awaited: Promise<unknown>): Promise<void> {
+  await awaited.catch(() => undefined);
 }
 
 async function paused(next: Promise<unknown>): Promise<boolean> {
@@ -154,11 +189,7 @@ async function paused(next: Promise<unknown>): Promise<boolean> {
     timer = setTimeout(() => resolve(true), PAUSE_MS);
   });
   try {
-    const settled = next.then(
-      () => false as const,
-      () => false as const,
-    );
-    return await Promise.race([settled, pause]);
+    return await Promise.race([settled(next).then(() => false), pause]);
   } finally {
     clearTimeout(timer);
   }

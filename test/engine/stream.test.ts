@@ -101,6 +101,26 @@ describe("a stream", () => {
     expect(seen).toEqual([1, 2]);
   });
 
+  it("takes the jobs of the next batch while one runs, and no more", async () => {
+    let taken = 0;
+    async function* counted() {
+      for (let item = 0; item < 20; item++) {
+        taken++;
+        // The host's work comes in turns of the event loop.
+        await new Promise((resolve) => setImmediate(resolve));
+        yield { item, group: single(8) };
+      }
+    }
+    const during: number[] = [];
+    const run = async () => {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      during.push(taken);
+    };
+    for await (const _ of streamJobs(counted(), fakeRoom(fakeRunner(32)), run));
+    // Four a batch; one more is taken to see that it does not fit.
+    expect(during).toEqual([9, 13, 17, 20, 20]);
+  });
+
   it("stops between batches: what has run is yielded or not, what has not is not", async () => {
     const jobs = Array.from({ length: 10 }, (_, item) => ({ item, group: single(8) }));
     const stop = new AbortController();
