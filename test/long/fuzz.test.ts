@@ -6,6 +6,7 @@
 import { expect, it } from "vitest";
 import { fuzz, seedOf, tell } from "../support/fuzz/harness.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
+import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
 import { SAFETENSORS_TARGETS } from "../support/fuzz/safetensors.ts";
 import { SCORER_TARGETS } from "../support/fuzz/scorer.ts";
@@ -19,6 +20,7 @@ const TARGETS = [
   ...TEMPLATE_TARGETS,
   ...SCORER_TARGETS,
   ...ROWS_TARGETS,
+  ...PARQUET_TARGETS,
 ];
 /** Inputs of one target in one round; another one's turn comes within seconds. */
 const ROUND = 500;

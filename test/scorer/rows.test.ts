@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openRows, type RowItem, type RowOptions, rowFormatOf } from "../../scorer/rows.ts";
+import { openParquet } from "../../scorer/rows-parquet.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 
 const code = (value: string) => expect.objectContaining({ code: value });
@@ -125,5 +126,36 @@ describe("Parquet, as DuckDB writes it", () => {
     const whole = await readFile(golden("pairs-snappy.parquet"));
     await expect(rows("cut.parquet", whole.subarray(0, 900))).rejects.toThrowError(code("list/bad-parquet"));
     await expect(rows("headless.parquet", whole.subarray(300))).rejects.toThrowError(code("list/bad-parquet"));
+  });
+
+  it("a length that would end the process that reads it ends another one", async () => {
+    const bytes = await readFile(golden("pairs-snappy.parquet"));
+    // A run of so many values that V8 gives up: "Fatal JavaScript invalid size error".
+    bytes.set([0xfe, 0xff, 0xff, 0xff], 30);
+    const path = await folder.write("run.parquet", bytes);
+    for (const [limits, why] of [
+      [{ ms: 60_000, bytes: 2 ** 28 }, /takes more memory than a file of its size should/],
+      [{ ms: 1, bytes: 2 ** 28 }, /was not read within 1 s/],
+    ] as const) {
+      const reading = (async () => {
+        const { names, rows } = await openParquet(path, limits);
+        for await (const row of rows(names)) expect.unreachable(JSON.stringify(row));
+      })();
+      await expect(reading, String(why)).rejects.toThrowError(
+        expect.objectContaining({ code: "list/bad-parquet", message: expect.stringMatching(why) }),
+      );
+    }
+    // The next file has a process again.
+    expect((await read(golden("pairs-snappy.parquet"))).items).toHaveLength(2);
+  });
+
+  it("rows that nobody reads to their end hold nothing up", async () => {
+    const sources = await Promise.all([1, 2].map(() => openRows(golden("safe-zstd.parquet"))));
+    for (const { rows, names } of sources)
+      for await (const { place } of rows(names)) {
+        expect(place).toBe("row 1");
+        break;
+      }
+    expect((await read(golden("safe-zstd.parquet"), {}, ["prompt"])).items).toHaveLength(6000);
   });
 });
