@@ -2,8 +2,8 @@
 import { access, constants, type FileHandle, open, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
-import { withLock } from "../weights/lock.ts";
-import { unfinished, warn, writeStdout } from "./terminal.ts";
+import { STALE_MS, withLock } from "../weights/lock.ts";
+import { note, unfinished, warn, writeStdout } from "./terminal.ts";
 
 export interface LineOutput {
   write(line: string): Promise<void>;
@@ -19,7 +19,13 @@ export interface LineOutput {
 export async function withOutputLock<T>(output: string, use: (held: () => Promise<boolean>) => Promise<T>): Promise<T> {
   return withLock(`${output}.journal.lock`, use, {
     graceMs: 1000,
-    onWait: ({ pid, host }) => {
+    onWait: ({ pid, host, lives }) => {
+      if (!lives) {
+        note(
+          `wait    process ${pid} on ${host} began to write ${output}: up to ${STALE_MS / 1000} s to see whether it lives`,
+        );
+        return;
+      }
       throw new StratumError(
         "usage/in-use",
         `process ${pid} on ${host} writes ${output}`,

@@ -1,10 +1,10 @@
 /** Files that are whole or absent: written under a name of the process's own, synced, then renamed. */
 import { createHash, randomBytes } from "node:crypto";
-import { createReadStream, existsSync, readFileSync } from "node:fs";
+import { createReadStream, existsSync } from "node:fs";
 import { mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
-import { isSystemError } from "./json.ts";
+import { isGone } from "./process.ts";
 
 /** The end of a temporary name, whatever a writer appends to it. */
 const TEMPORARY = /\.(\d+)-[0-9a-f]{12}\.partial/;
@@ -30,22 +30,6 @@ export async function removeStale(folder: string): Promise<void> {
     const found = await stat(path).catch(() => undefined);
     if (found === undefined || Date.now() - found.mtimeMs < STALE_MS) continue;
     await rm(path, { recursive: true, force: true }).catch(() => undefined);
-  }
-}
-
-/** Whether no process of this machine has a number, or only what is left of one until its parent asks how it ended. */
-export function isGone(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-  } catch (cause) {
-    return isSystemError(cause, "ESRCH");
-  }
-  try {
-    // `pid (name) state ...`, where a name may hold anything. In a container often nobody asks.
-    const text = readFileSync(`/proc/${pid}/stat`, "latin1");
-    return /^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
-  } catch {
-    return false;
   }
 }
 

@@ -283,7 +283,11 @@ async function fetchOne(
       ...{ partial: repository.partial(hash), target },
     });
   };
-  const onWait = () => client.onNote(`another process downloads ${name} of ${client.id}: waiting for it`);
+  let told = false;
+  const onWait = () => {
+    if (!told) client.onNote(`another process downloads ${name} of ${client.id}: waiting for it`);
+    told = true;
+  };
   await withLock(repository.lock(hash), download, { onWait, signal: client.signal });
   await linkBlob(repository, commit, name, hash);
   onBytes(size);

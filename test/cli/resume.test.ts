@@ -2,6 +2,7 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { withLock } from "../../weights/lock.ts";
 import {
   type CliRun,
   errorCodes,
@@ -78,11 +79,8 @@ describe.skipIf(process.platform === "win32")("a run that was killed", () => {
 
 describe("an output", () => {
   it("that another process writes is left to it", async () => {
-    const busy = await folder.write(
-      "busy.jsonl.journal.lock",
-      `${process.pid} ${(await import("node:os")).hostname()} x`,
-    );
-    const run = await stratum(["rank", input, "-o", busy.slice(0, -".journal.lock".length)]);
+    const busy = join(folder.path, "busy.jsonl");
+    const run = await withLock(`${busy}.journal.lock`, () => stratum(["rank", input, "-o", busy]));
     expect([run.code, errorCodes(run.stderr)]).toEqual([2, ["usage/in-use"]]);
     expect(run.stderr).toContain(`process ${process.pid} on`);
   });

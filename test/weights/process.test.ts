@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { expect, it } from "vitest";
-import { isGone } from "../../weights/durable.ts";
+import { isGone } from "../../weights/process.ts";
 
 it("a process is there until it has ended", async () => {
   const child = spawn("sleep", ["60"]);
