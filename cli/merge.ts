@@ -1,10 +1,8 @@
 /** `stratum merge`: the rankings of all shards, in the order of the input. */
-import { readdir } from "node:fs/promises";
-import { basename, dirname } from "node:path";
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
 import { mergedLines, openShards, shardFiles } from "../scorer/merge.ts";
-import { shardPath } from "../scorer/shards.ts";
+import { divisions } from "../scorer/shards.ts";
 import { addOutputOptions } from "./common.ts";
 import { formatCount } from "./format.ts";
 import { checkOutput, openOutput } from "./output.ts";
@@ -38,19 +36,6 @@ export function mergeCommand(program: Command): void {
       process.exitCode = await runMerge(files, flags);
     },
   );
-}
-
-/** Into how many shards an output lies divided beside its name. */
-async function divisions(output: string): Promise<number[]> {
-  const names = await readdir(dirname(output)).catch(() => []);
-  const counts = new Set<number>();
-  for (const name of names) {
-    const [, index, count] = /-(\d{5,})-of-(\d{5,})/.exec(name) ?? [];
-    if (index === undefined || Number(count) < 1) continue;
-    const own = basename(shardPath(output, { index: Number(index), count: Number(count) }));
-    if (name === own || name === `${own}.journal`) counts.add(Number(count));
-  }
-  return [...counts].sort((a, b) => a - b);
 }
 
 /** Runs the command. @returns the exit code */

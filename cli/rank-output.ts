@@ -10,7 +10,7 @@ import { toJsonLine } from "../scorer/rankings.ts";
 import { openRankingsFile, type RankCounts, type RankState } from "../scorer/rankings-file.ts";
 import { type InputPlan, inputFacts, journalPath } from "../scorer/resume.ts";
 import { readManifest, type ShardManifest, writeManifest } from "../scorer/shard-manifest.ts";
-import { manifestPath, type Shard, shardPath } from "../scorer/shards.ts";
+import { checkDivision, manifestPath, type Shard, shardPath } from "../scorer/shards.ts";
 import { formatCount } from "./format.ts";
 import { checkOutput, openOutput, withOutputLock } from "./output.ts";
 import { noteResumed } from "./run-facts.ts";
@@ -88,6 +88,7 @@ export async function withRankOutput<T>(
     );
   }
   if (plain || path === null) return usePlain(source, flags, use);
+  if (shard !== null && given !== undefined) await checkDivision(given, shard);
   return withOutputLock(output, (held) => useFile(source, output, facts, flags, held, use));
 }
 

@@ -8,11 +8,12 @@
  */
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
+import { basename, dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import type { WholeInput } from "./journal.ts";
 import type { LineRange } from "./json-lines.ts";
-import type { InputPlan } from "./resume.ts";
+import { type InputPlan, journalPath } from "./resume.ts";
 
 /** A share: number `index` of `count`, counted from 1. */
 export interface Shard {
@@ -108,6 +109,34 @@ export function manifestPath(output: string): string {
   return `${output}.shard.json`;
 }
 
+/** Into how many shards an output lies divided beside its name: shards that are whole, and begun ones. */
+export async function divisions(output: string): Promise<number[]> {
+  const names = await readdir(dirname(output)).catch(() => []);
+  const counts = new Set<number>();
+  for (const name of names) {
+    const [, index, count] = /-(\d{5,})-of-(\d{5,})/.exec(name) ?? [];
+    if (index === undefined || Number(count) < 1) continue;
+    const own = basename(shardPath(output, { index: Number(index), count: Number(count) }));
+    if (name === own || name === journalPath(own)) counts.add(Number(count));
+  }
+  return [...counts].sort((a, b) => a - b);
+}
+
+/**
+ * Refuses a shard of another division than the one that lies there: a part of a Slurm array that is submitted again is
+ * an array of its own, whose tasks would do all lists once more, and no merge would take them.
+ * @throws {StratumError} `usage/shard`
+ */
+export async function checkDivision(output: string, { index, count }: Shard): Promise<void> {
+  const others = (await divisions(output)).filter((other) => other !== count);
+  if (others.length === 0) return;
+  throw new StratumError(
+    "usage/shard",
+    `shard ${index}/${count} of ${output}, which lies there in shards of another division: into ${others.join(", into ")}`,
+    `go on with --shard i/${others[0]} (of a Slurm array submit all tasks again: shards that are whole end at once), give -o another name, or remove the others`,
+  );
+}
+
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
@@ -134,12 +163,15 @@ export function shardOfEnvironment(env: Environment): Shard {
         "run it as a Slurm array, or give --shard i/n",
       );
     }
+    const last = number("SLURM_ARRAY_TASK_MAX") ?? first + (count - 1) * step;
     const index = (task - first) / step + 1;
-    if (Number.isInteger(index) && index >= 1 && index <= count) return checkShard({ index, count });
+    // Some tasks of an array, submitted again by their numbers, are an array to Slurm, and a smaller one.
+    const even = last === first + (count - 1) * step && (count > 1 || first <= 1);
+    if (even && Number.isInteger(index) && index >= 1 && index <= count) return checkShard({ index, count });
     throw new StratumError(
       "usage/shard",
-      `task ${task} of an array of ${count} that begins at ${first} in steps of ${step} has no place in it`,
-      "number the array evenly, as in --array=1-8, or give --shard i/n",
+      `task ${task} of an array of ${count} from ${first} to ${last} in steps of ${step} does not say which share is its own`,
+      "number the array evenly, as in --array=1-8; to repeat some of its tasks submit all of it, since shards that are whole end at once, or give --shard $SLURM_ARRAY_TASK_ID/8",
     );
   }
   const completion = number("JOB_COMPLETION_INDEX");

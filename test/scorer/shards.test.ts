@@ -1,5 +1,5 @@
 /** Shards: who gets which lines, and how they come together again; without a model, a record a list. */
-import { appendFileSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -8,7 +8,15 @@ import { type ListLine, readLists } from "../../scorer/lists.ts";
 import { mergedLines, openShards, shardFiles } from "../../scorer/merge.ts";
 import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
 import { writeManifest } from "../../scorer/shard-manifest.ts";
-import { checkShard, manifestPath, planShard, shardOfEnvironment, shardPath } from "../../scorer/shards.ts";
+import {
+  checkDivision,
+  checkShard,
+  manifestPath,
+  planShard,
+  type Shard,
+  shardOfEnvironment,
+  shardPath,
+} from "../../scorer/shards.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 
 let folder: Folder;
@@ -58,6 +66,21 @@ describe("a file's shards", () => {
   });
 });
 
+it("are not begun in two divisions: begun or whole, the first one stands", async () => {
+  const output = join(folder.path, "divided.jsonl");
+  await checkDivision(output, { index: 1, count: 2 });
+  const found = (shard: Shard) => checkDivision(output, shard).catch((thrown: Error) => thrown.message);
+  for (const name of [
+    shardPath(output, { index: 2, count: 8 }),
+    `${shardPath(output, { index: 3, count: 8 })}.journal`,
+  ]) {
+    writeFileSync(name, "");
+    await checkDivision(output, { index: 1, count: 8 });
+    expect(await found({ index: 1, count: 1 })).toMatch(/shard 1\/1 of .*another division: into 8/);
+    rmSync(name);
+  }
+});
+
 describe("which shard a process is", () => {
   it.each([
     [{ SLURM_ARRAY_TASK_ID: "3", SLURM_ARRAY_TASK_COUNT: "8" }, 3, 8],
@@ -67,6 +90,7 @@ describe("which shard a process is", () => {
         SLURM_ARRAY_TASK_ID: "14",
         SLURM_ARRAY_TASK_COUNT: "3",
         SLURM_ARRAY_TASK_MIN: "10",
+        SLURM_ARRAY_TASK_MAX: "14",
         SLURM_ARRAY_TASK_STEP: "2",
       },
       3,
@@ -81,7 +105,22 @@ describe("which shard a process is", () => {
   it.each([
     [{}, /neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX/],
     [{ SLURM_ARRAY_TASK_ID: "1" }, /SLURM_ARRAY_TASK_COUNT is not/],
-    [{ SLURM_ARRAY_TASK_ID: "7", SLURM_ARRAY_TASK_COUNT: "3", SLURM_ARRAY_TASK_MIN: "1" }, /has no place/],
+    [
+      { SLURM_ARRAY_TASK_ID: "7", SLURM_ARRAY_TASK_COUNT: "3", SLURM_ARRAY_TASK_MIN: "1" },
+      /does not say which share is its own/,
+    ],
+    // Some tasks of an array that are submitted again: what Slurm says of --array=3,5, of 1-3,7 and of 4.
+    ...[
+      ["3", "2", "3", "5"],
+      ["2", "4", "1", "7"],
+      ["4", "1", "4", "4"],
+    ].map(([id, count, min, max]): [Record<string, string>, RegExp] => [
+      {
+        ...{ SLURM_ARRAY_TASK_ID: id!, SLURM_ARRAY_TASK_COUNT: count!, SLURM_ARRAY_TASK_STEP: "1" },
+        ...{ SLURM_ARRAY_TASK_MIN: min!, SLURM_ARRAY_TASK_MAX: max! },
+      },
+      /does not say which share is its own/,
+    ]),
     [{ SLURM_ARRAY_TASK_ID: "x", SLURM_ARRAY_TASK_COUNT: "3" }, /is no number/],
     [{ JOB_COMPLETION_INDEX: "1" }, /JOB_COMPLETIONS is not/],
     [{ JOB_COMPLETION_INDEX: "5", JOB_COMPLETIONS: "5" }, /no shard 6\/5/],
