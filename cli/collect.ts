@@ -68,8 +68,8 @@ async function collect(
   stop: StopSignal,
 ): Promise<number> {
   const { collectChunks, poolStatus, removeRun } = await import("../scorer/pool-collect.ts");
-  const output = await openOutput(flags.output);
-  const log = flags.chunks === undefined ? null : await openOutput(flags.chunks);
+  const output = await openOutput(flags.output, { keeps: false });
+  const log = flags.chunks === undefined ? null : await openOutput(flags.chunks, { keeps: false });
   const progress = startProgress(total > 0 ? total : undefined, "lists");
   const begin = performance.now();
   const counts = { lists: 0, failed: 0, tokens: 0, chunks: 0, set_aside: 0 };
@@ -96,7 +96,7 @@ async function collect(
   } finally {
     progress.stop();
     // The queue has it still.
-    if (!finished) for (const each of [output, log]) await each?.discard();
+    if (!finished) for (const each of [output, log]) await each?.leave();
   }
   const { workers } = await poolStatus(pool, id);
   const seconds = (performance.now() - begin) / 1000;

@@ -142,7 +142,7 @@ async function runConvert(files: readonly string[], flags: ConvertFlags): Promis
   const [first] = files;
   const opened = { source: await openRows(first, flags), path: first };
   planImport(opened.source.names, fieldsOf(flags));
-  const output = await openOutput(flags.output);
+  const output = await openOutput(flags.output, { inputs: files, keeps: false });
   let finished = false;
   try {
     const total = files.length === 1 ? opened.source.total : undefined;
@@ -169,7 +169,7 @@ async function runConvert(files: readonly string[], flags: ConvertFlags): Promis
     tell(counts, failures, files, flags);
     return failures.count > 0 ? EXIT.someFailed : EXIT.ok;
   } finally {
-    if (!finished) await output.discard();
+    if (!finished) await output.leave();
   }
 }
 

@@ -93,7 +93,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
     );
   }
   const stop = stopSignal();
-  if (await checkOutput(flags.output)) {
+  if (await checkOutput(flags.output, [path])) {
     throw new StratumError(
       "file/not-a-file",
       `${flags.output} is not a regular file`,

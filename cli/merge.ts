@@ -45,8 +45,9 @@ async function runMerge(files: readonly string[], { output, json }: MergeFlags):
     throw new StratumError("usage/output", "several files and no output", "give -o FILE, or - for stdout");
   }
   const target = byName ? files[0] : output;
-  if (target !== undefined && target !== "-") await checkOutput(target);
-  const shards = await openShards(byName ? shardFiles(files[0], await divisions(files[0])) : files);
+  const inputs = byName ? shardFiles(files[0], await divisions(files[0])) : files;
+  if (target !== undefined && target !== "-") await checkOutput(target, inputs);
+  const shards = await openShards(inputs);
   const adapters = new Map<string, number[]>();
   for (const { manifest } of shards) {
     const { adapter, kernels } = manifest.machine;
@@ -58,7 +59,7 @@ async function runMerge(files: readonly string[], { output, json }: MergeFlags):
     for (const [name, indices] of adapters) note(`        ${name}: shard ${indices.join(", ")}`);
   }
   const stop = stopSignal();
-  const out = await openOutput(target);
+  const out = await openOutput(target, { inputs, keeps: false });
   const total = shards.reduce((sum, { manifest }) => sum + manifest.lists, 0);
   const progress = startProgress(total, "lists");
   const counts = { lists: 0, failed: 0 };
@@ -83,7 +84,7 @@ async function runMerge(files: readonly string[], { output, json }: MergeFlags):
   } finally {
     progress.stop();
     // A half of a merge is of no use: the shards are still there.
-    if (!finished) await out.discard();
+    if (!finished) await out.leave();
   }
   const machines = [...adapters].map(([machine, own]) => ({ machine, shards: own }));
   const summary = { ...counts, shards: shards.length, machines, output: target ?? null, stopped: !finished };

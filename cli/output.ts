@@ -9,10 +9,15 @@ export interface LineOutput {
   write(line: string): Promise<void>;
   /** Everything was written: gives the file its name. */
   finish(): Promise<void>;
-  /** The work ended early: what was written stays under `PATH.partial`, named on stderr. */
+  /** The work ended early: what was written stays under `PATH.partial`, named on stderr, or is removed where it is of no use. */
   leave(): Promise<void>;
-  /** What was written is of no use: it is removed. */
-  discard(): Promise<void>;
+}
+
+export interface OutputOptions {
+  /** Files that the output is made of: it cannot take the place of one. */
+  readonly inputs?: readonly string[];
+  /** Whether a part of the output is of use; default true. */
+  readonly keeps?: boolean;
 }
 
 /** Runs `use` while no other process writes an output. @throws {StratumError} `usage/in-use` */
@@ -49,14 +54,35 @@ function writeFailed(path: string, partial: string, cause: unknown): StratumErro
 }
 
 /**
- * Checks that an output can be written. @returns whether it is a file that is no regular one (a device, a pipe), which is
+ * Checks that an output can be written.
+ * @param inputs files that it is made of: it cannot take the place of one
+ * @returns whether it is a file that is no regular one (a device, a pipe), which is
  * written in place
  * @throws {StratumError} `usage/output`, `file/write-failed`
  */
-export async function checkOutput(path: string): Promise<boolean> {
+export async function checkOutput(path: string, inputs: readonly string[] = []): Promise<boolean> {
   const special = await isSpecial(path);
+  if (!special) await checkNoInput(path, inputs);
   await checkFolder(path, special);
   return special;
+}
+
+/** By what the files are: a path can be spelled in many ways. */
+async function checkNoInput(path: string, inputs: readonly string[]): Promise<void> {
+  const identity = async (file: string) => {
+    const found = await stat(file, { bigint: true }).catch(() => undefined);
+    return found === undefined ? null : `${found.dev}:${found.ino}`;
+  };
+  const own = await identity(path);
+  if (own === null) return;
+  for (const input of inputs) {
+    if (input === "-" || (await identity(input)) !== own) continue;
+    throw new StratumError(
+      "usage/output",
+      `${path} is ${input === path ? "the input" : `the input ${input}`}, which the output would take the place of`,
+      "give -o another name",
+    );
+  }
 }
 
 async function isSpecial(path: string): Promise<boolean> {
@@ -75,12 +101,15 @@ async function isSpecial(path: string): Promise<boolean> {
  * Opens an output; stdout without a path.
  * @throws {StratumError} `file/write-failed`, `usage/output`
  */
-export async function openOutput(path: string | undefined): Promise<LineOutput> {
+export async function openOutput(
+  path: string | undefined,
+  { inputs, keeps = true }: OutputOptions = {},
+): Promise<LineOutput> {
   if (path === undefined || path === "-") {
     const nothing = async () => undefined;
-    return { write: writeStdout, finish: nothing, leave: nothing, discard: nothing };
+    return { write: writeStdout, finish: nothing, leave: nothing };
   }
-  const special = await checkOutput(path);
+  const special = await checkOutput(path, inputs);
   const partial = special ? path : `${path}.partial`;
   // Opened by the first line: a run that fails before it leaves nothing, and an earlier run's partial file as it is.
   let file: FileHandle | undefined;
@@ -92,7 +121,7 @@ export async function openOutput(path: string | undefined): Promise<LineOutput> 
     } catch (cause) {
       failed = true;
       await file?.close().catch(() => undefined);
-      throw writeFailed(path, partial, cause);
+      throw writeFailed(path, keeps ? partial : path, cause);
     }
   };
   const opened = async (): Promise<FileHandle> => {
@@ -114,13 +143,8 @@ export async function openOutput(path: string | undefined): Promise<LineOutput> 
     async leave() {
       if (file === undefined) return;
       if (!failed) await file.close().catch(() => undefined);
-      if (!special) warn(`unfinished: what was done lies in ${partial}`);
-      unfinished.delete(partial);
-    },
-    async discard() {
-      if (file === undefined) return;
-      if (!failed) await file.close().catch(() => undefined);
-      if (!special) await rm(partial, { force: true });
+      if (!special && keeps) warn(`unfinished: what was done lies in ${partial}`);
+      if (!special && !keeps) await rm(partial, { force: true });
       unfinished.delete(partial);
     },
   };

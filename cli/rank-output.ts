@@ -79,7 +79,7 @@ export async function withRankOutput<T>(
   const { shard, path } = source;
   const given = flags.output;
   const output = given === undefined || given === "-" || shard === null ? given : shardPath(given, shard);
-  const plain = output === undefined || output === "-" || (await checkOutput(output));
+  const plain = output === undefined || output === "-" || (await checkOutput(output, path === null ? [] : [path]));
   if (shard !== null && (plain || path === null || path === "-" || flags.append)) {
     throw new StratumError(
       "usage/shard",
@@ -198,7 +198,7 @@ async function useFile<T>(
     const open = sink as LineSink<RankState> | null;
     if (!finished && open !== null) {
       await open.leave();
-      if (open.state.counts.lists > 0) warn(`unfinished: what was done lies in ${partial}; the same command goes on`);
+      if (open.written.counts.lists > 0) warn(`unfinished: what was done lies in ${partial}; the same command goes on`);
     }
     unfinished.delete(partial);
   }

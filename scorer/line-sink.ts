@@ -3,7 +3,7 @@
  * nothing of the process's own comes between their bytes and the journal's word for them: killed at any time, a run
  * has all but the lines that were never written. Syncing goes on beside the work.
  */
-import { closeSync, fdatasync, ftruncateSync, openSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fdatasync, ftruncateSync, openSync, writeSync } from "node:fs";
 import { rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
@@ -85,7 +85,7 @@ export function createLineSink<S extends LineState>(options: LineSinkOptions<S>)
 
   function failed(cause: unknown): StratumError {
     if (cause instanceof StratumError) return cause;
-    const left = partial === target ? "" : ` (what was written before lies in ${partial})`;
+    const left = partial === target || !existsSync(partial) ? "" : ` (what was written before lies in ${partial})`;
     return new StratumError(
       "file/write-failed",
       `${target} could not be written: ${messageOf(cause)}${left}`,

@@ -1,5 +1,6 @@
 /** `rank` stopped and given again: what was done is kept, and what would make it another run is refused. */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { withLock } from "../../weights/lock.ts";
@@ -83,6 +84,36 @@ describe("an output", () => {
     const run = await withLock(`${busy}.journal.lock`, () => stratum(["rank", input, "-o", busy]));
     expect([run.code, errorCodes(run.stderr)]).toEqual([2, ["usage/in-use"]]);
     expect(run.stderr).toContain(`process ${process.pid} on`);
+  });
+
+  it("that is the input, however it is spelled, is refused, and the input stays", async () => {
+    const text = '{"id": 1, "instruction": "Why?", "candidates": ["a", "b"]}\n';
+    const own = await folder.write("own.jsonl", text);
+    const rows = await folder.write("rows.csv", "prompt,response,label\nWhy?,a,1\n");
+    await symlink(own, join(folder.path, "alias.jsonl"));
+    const model = ["--model", tiny.directory];
+    const shards = [1, 2].map((i) => join(folder.path, `parts-0000${i}-of-00002.jsonl`));
+    for (const i of [1, 2]) {
+      const flags = [...model, "--layer", "1", "--shard", `${i}/2`, "-o", join(folder.path, "parts.jsonl")];
+      expect((await stratum(["rank", own, ...flags])).code).toBe(0);
+    }
+    const before = shards.map((path) => readFileSync(path, "utf8"));
+    for (const args of [
+      ["rank", own, ...model, "--layer", "1", "-o", join(folder.path, ".", "own.jsonl")],
+      ["rank", own, ...model, "--layer", "1", "--append", "-o", own],
+      ["rank", join(folder.path, "alias.jsonl"), ...model, "--layer", "1", "-o", own],
+      ["extract", own, ...model, "--layers", "1", "-o", join(folder.path, "alias.jsonl")],
+      ["convert", rows, "-o", rows],
+      ["merge", ...shards, "-o", shards[1]!],
+    ]) {
+      const run = await stratum(args);
+      expect([args[0], run.code, errorCodes(run.stderr)]).toEqual([args[0], 2, ["usage/output"]]);
+    }
+    expect([readFileSync(own, "utf8"), readFileSync(rows, "utf8")]).toEqual([
+      text,
+      "prompt,response,label\nWhy?,a,1\n",
+    ]);
+    expect(shards.map((path) => readFileSync(path, "utf8"))).toEqual(before);
   });
 
   it("is appended to under its own name", async () => {
