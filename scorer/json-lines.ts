@@ -1,6 +1,7 @@
 /** JSON Lines as bytes: lines out of any chunks, whatever their encoding turns out to be. */
 import { createHash, type Hash } from "node:crypto";
-import { createReadStream } from "node:fs";
+import { type BigIntStats, createReadStream } from "node:fs";
+import { open, stat } from "node:fs/promises";
 import { messageOf, StratumError } from "../errors.ts";
 
 /** A path, `"-"` for standard input, or bytes cut anywhere. */
@@ -44,6 +45,40 @@ export interface SplitOptions {
   readonly from?: Pick<Position, "line" | "bytes" | "hash"> | undefined;
   /** Offset to end at; a line ends there. */
   readonly until?: number | undefined;
+  /** Looks at a regular file before and after it is read; by default it must be the same at both times. */
+  readonly check?: FileCheck | undefined;
+}
+
+/** What changes when a file's bytes do. A file that gets another name, or loses its own, is still the same. */
+export interface FileFacts {
+  readonly size: number;
+  /** Nanoseconds since 1970. */
+  readonly modified: string;
+  readonly inode: string;
+}
+
+export function fileFacts({ size, mtimeNs, ino, dev }: BigIntStats): FileFacts {
+  return { size: Number(size), modified: `${mtimeNs}`, inode: `${dev}:${ino}` };
+}
+
+/** @throws {StratumError} `usage/other-input` */
+export type FileCheck = (found: BigIntStats) => void;
+
+/** Finds a file the same at every look: as `begun`, or as at the first. */
+export function unchangedFile(path: string, begun?: FileFacts | null): FileCheck {
+  let first = begun ?? null;
+  return (found) => {
+    const now = fileFacts(found);
+    first ??= now;
+    const { size, modified, inode } = first;
+    if (now.size === size && now.modified === modified && now.inode === inode) return;
+    const how = now.size === size ? "its bytes were written again" : `it had ${size} bytes and has ${now.size}`;
+    throw new StratumError(
+      "usage/other-input",
+      `${path} was changed while it was read: ${how}`,
+      "put a changed file in the place of the old one by renaming it; the same command goes on where lines were only added, and says so where it cannot",
+    );
+  };
 }
 
 const NEWLINE = 0x0a;
@@ -53,7 +88,7 @@ const BYTE_ORDER_MARK = [0xef, 0xbb, 0xbf];
 export async function* splitLines(
   source: ListSource,
   maxBytes: number,
-  { from, until }: SplitOptions = {},
+  { from, until, check }: SplitOptions = {},
 ): AsyncGenerator<Line> {
   let line = 1 + (from?.line ?? 0);
   let end = from?.bytes ?? 0;
@@ -85,7 +120,7 @@ export async function* splitLines(
     chain = null;
     return finished;
   };
-  for await (const chunk of openSource(source, end, until)) {
+  for await (const chunk of openSource(source, end, until, check)) {
     let start = 0;
     for (let at = chunk.indexOf(NEWLINE); at >= 0; at = chunk.indexOf(NEWLINE, start)) {
       add(chunk.subarray(start, at));
@@ -98,23 +133,46 @@ export async function* splitLines(
   if (length > 0) yield finish(false);
 }
 
-async function* openSource(source: ListSource, start: number, until: number | undefined): AsyncGenerator<Uint8Array> {
-  const stretch = { start, ...(until === undefined ? {} : { end: until - 1 }), highWaterMark: 2 ** 18 };
+async function* openSource(
+  source: ListSource,
+  start: number,
+  until: number | undefined,
+  check?: FileCheck,
+): AsyncGenerator<Uint8Array> {
   // Node reads a file without an end where the end lies before the start.
   if (until !== undefined && until <= start) return;
-  const stream =
-    typeof source !== "string"
-      ? source
-      : source === "-"
-        ? process.stdin
-        : createReadStream(source, start === 0 && until === undefined ? {} : stretch);
   try {
-    for await (const chunk of stream) yield typeof chunk === "string" ? Buffer.from(chunk) : chunk;
+    if (typeof source !== "string") yield* source;
+    else if (source === "-") yield* chunksOf(process.stdin);
+    else if ((await stat(source)).isFile()) yield* readFile(source, start, until, check ?? unchangedFile(source));
+    else yield* chunksOf(createReadStream(source));
   } catch (cause) {
     if (cause instanceof StratumError) throw cause;
     const name = typeof source === "string" && source !== "-" ? source : "the input";
     throw new StratumError("file/unreadable", `cannot read ${name}: ${messageOf(cause)}`, "check the path", cause);
   }
+}
+
+/** A file that shrinks, grows or gets other bytes under the reader gives lines that were in no version of it. */
+async function* readFile(
+  path: string,
+  start: number,
+  until: number | undefined,
+  check: FileCheck,
+): AsyncGenerator<Uint8Array> {
+  const file = await open(path, "r");
+  try {
+    check(await file.stat({ bigint: true }));
+    const end = until === undefined ? {} : { end: until - 1 };
+    yield* chunksOf(file.createReadStream({ start, ...end, highWaterMark: 2 ** 18, autoClose: false }));
+    check(await file.stat({ bigint: true }));
+  } finally {
+    await file.close();
+  }
+}
+
+async function* chunksOf(stream: AsyncIterable<Uint8Array | string>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of stream) yield typeof chunk === "string" ? Buffer.from(chunk) : chunk;
 }
 
 export function isBlank(bytes: Uint8Array): boolean {

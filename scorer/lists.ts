@@ -10,6 +10,7 @@ import { clip, findJsonFault, isJsonObject, MAX_JSON_DEPTH } from "../weights/js
 import { LONE_SURROGATE } from "../weights/tokenizer.ts";
 import { createIdRegister, type IdRegister } from "./id-register.ts";
 import {
+  type FileFacts,
   firstInvalidByte,
   isBlank,
   type Line,
@@ -18,6 +19,7 @@ import {
   type Position,
   START,
   splitLines,
+  unchangedFile,
 } from "./json-lines.ts";
 
 export type Id = string | number;
@@ -95,6 +97,8 @@ export interface ReadOptions {
   readonly verify?: boolean | undefined;
   /** Read these stretches of a regular file alone, in order. */
   readonly ranges?: readonly LineRange[] | undefined;
+  /** What the regular file was when the run began; by default what it is when it is opened. */
+  readonly facts?: FileFacts | null | undefined;
   /** The ids of the lines before `from`; the reader adds its own. */
   readonly register?: IdRegister | undefined;
 }
@@ -264,10 +268,11 @@ export function duplicateId(id: Id, earlier: number): StratumError {
 
 /** The lines behind `from`, of all stretches. @throws {StratumError} `usage/other-input` where the way there is another */
 async function* linesFrom(source: ListSource, options: ReadOptions): AsyncGenerator<Line> {
-  const { maxLineBytes = MAX_LINE_BYTES, from, verify = false, ranges } = options;
+  const { maxLineBytes = MAX_LINE_BYTES, from, verify = false, ranges, facts } = options;
   const enter = verify ? START : from;
   let last: Pick<Position, "line" | "bytes" | "hash"> | undefined = enter;
   let found = !verify || from === undefined || from.bytes === 0;
+  const check = typeof source === "string" ? unchangedFile(source, facts) : undefined;
   const stretches = ranges ?? [{ line: 1, start: 0, end: undefined }];
   for (const { line: first, start, end } of stretches) {
     if (end !== undefined && enter !== undefined && end <= enter.bytes) continue;
@@ -275,7 +280,7 @@ async function* linesFrom(source: ListSource, options: ReadOptions): AsyncGenera
     const begin = inside ? last : { line: first - 1, bytes: start, hash: last?.hash ?? "" };
     for await (const line of splitLines(source, maxLineBytes, {
       from: from === undefined && ranges === undefined ? undefined : begin,
-      until: end,
+      ...{ until: end, check },
     })) {
       last = { line: line.line, bytes: line.end, hash: line.hash };
       if (found) {

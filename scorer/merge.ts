@@ -114,7 +114,7 @@ export function shardFiles(output: string, counts: readonly number[]): string[] 
 /** A shard's lines, read on where the last stretch ended. */
 interface Reading {
   readonly shard: FoundShard;
-  readonly lines: AsyncIterator<{ readonly bytes: Uint8Array | null }>;
+  readonly lines: AsyncGenerator<{ readonly bytes: Uint8Array | null }>;
   readonly hash: Hash;
   bytes: number;
 }
@@ -127,7 +127,7 @@ interface Reading {
 export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerator<MergedLine> {
   const register = createIdRegister();
   const readings = shards.map((shard): Reading => {
-    const lines = splitLines(shard.path, Number.POSITIVE_INFINITY)[Symbol.asyncIterator]();
+    const lines = splitLines(shard.path, Number.POSITIVE_INFINITY);
     return { shard, lines, hash: createHash("sha256"), bytes: 0 };
   });
   const stretches = readings
@@ -137,18 +137,22 @@ export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerato
     stretches.map(({ range }) => range),
     shards[0].manifest.whole.bytes,
   );
-  for (const { reading, range } of stretches) {
-    const blank = new Set(range.blank);
-    for (let line = range.line; line < range.line + range.lines; line++) {
-      if (blank.has(line)) continue;
-      const text = await nextLine(reading);
-      yield merged(text, line, (id) => register.claim(id, line));
+  try {
+    for (const { reading, range } of stretches) {
+      const blank = new Set(range.blank);
+      for (let line = range.line; line < range.line + range.lines; line++) {
+        if (blank.has(line)) continue;
+        const text = await nextLine(reading);
+        yield merged(text, line, (id) => register.claim(id, line));
+      }
     }
-  }
-  for (const { shard, lines, hash, bytes } of readings) {
-    const { output } = shard.manifest;
-    if (!(await lines.next()).done || bytes !== output.bytes || hash.digest("hex") !== output.sha256)
-      throw changed(shard);
+    for (const { shard, lines, hash, bytes } of readings) {
+      const { output } = shard.manifest;
+      if (!(await lines.next()).done || bytes !== output.bytes || hash.digest("hex") !== output.sha256)
+        throw changed(shard);
+    }
+  } finally {
+    for (const { lines } of readings) await lines.return(undefined);
   }
 }
 

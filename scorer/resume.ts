@@ -20,7 +20,7 @@ import {
   readJournal,
   type WholeInput,
 } from "./journal.ts";
-import { type LineRange, type Position, START } from "./json-lines.ts";
+import { type FileFacts, fileFacts, type LineRange, type Position, START } from "./json-lines.ts";
 import type { ReadOptions } from "./lists.ts";
 
 /** What every state of a run says. */
@@ -76,13 +76,13 @@ export function claimsPath(output: string): string {
 }
 
 /** What the system says of a regular file; null for anything else. @throws {StratumError} `usage/no-input` */
-export async function inputFacts(path: string): Promise<RunFacts | null> {
+export async function inputFacts(path: string): Promise<(RunFacts & FileFacts) | null> {
   if (path === "-") return null;
   try {
     const found = await stat(path, { bigint: true });
     if (!found.isFile()) return null;
-    const { size, mtimeNs, ctimeNs, ino, dev } = found;
-    return { size: Number(size), modified: `${mtimeNs}`, changed: `${ctimeNs}`, inode: `${dev}:${ino}` };
+    const { size, modified, inode } = fileFacts(found);
+    return { size, modified, changed: `${found.ctimeNs}`, inode };
   } catch (cause) {
     throw new StratumError(
       "usage/no-input",
@@ -121,7 +121,7 @@ export async function resume<S extends RunState>(request: ResumeRequest<S>): Pro
   return {
     state: found?.state ?? null,
     machine: found?.head.machine ?? null,
-    read: { from: position, register, verify, ...(plan.ranges === null ? {} : { ranges: plan.ranges }) },
+    read: { from: position, register, verify, facts: now, ...(plan.ranges === null ? {} : { ranges: plan.ranges }) },
     verify,
     plan: { total: plan.total, ranges: plan.ranges, whole: plan.whole },
     input: now,

@@ -1,5 +1,5 @@
 /** `rank` stopped and given again: what was done is kept, and what would make it another run is refused. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { appendFileSync, existsSync, readdirSync, readFileSync, truncateSync } from "node:fs";
 import { symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -18,6 +18,7 @@ import {
 import type { TinyModel } from "../support/tiny-model.ts";
 
 const LISTS = 3000;
+const MORE = '{"id": "more", "instruction": "What is more?", "candidates": ["A.", "B."]}\n';
 
 let folder: Folder;
 let tiny: TinyModel;
@@ -75,6 +76,29 @@ describe.skipIf(process.platform === "win32")("a run that was killed", () => {
     if (done > 0) expect(run.stderr).toContain(`resume  after ${done.toLocaleString("en-US")} lists`);
     expect(readFileSync(out(), "utf8")).toBe(undisturbed);
     expect(left()).toEqual(["out.jsonl"]);
+  });
+});
+
+describe.skipIf(process.platform === "win32")("an input that is written to during the run", () => {
+  it.each([
+    ["grows", "is gone on with", (path: string) => appendFileSync(path, MORE), [1, []]],
+    ["shrinks", "is refused", (path: string) => truncateSync(path, 1000), [2, ["usage/other-input"]]],
+  ] as const)("and %s gives no output, and by the same command %s", async (name, _, change, [code, codes]) => {
+    const lists = await folder.write(`${name}.jsonl`, readFileSync(input));
+    const path = join(folder.path, `${name}.out.jsonl`);
+    const args = ["rank", lists, "--model", tiny.directory, "--layer", "1", "--batch-tokens", "256", "-o", path];
+    const run = startStratum(args);
+    await until(() => (existsSync(`${path}.partial`) ? true : undefined), "lines");
+    change(lists);
+    const ended = await run.ended;
+    expect([ended.code, errorCodes(ended.stderr).at(-1), existsSync(path)]).toEqual([2, "usage/other-input", false]);
+    expect(ended.stderr).toMatch(/was changed while it was read: it had \d+ bytes and has \d+/);
+    const again = await stratum(args);
+    expect([again.code, errorCodes(again.stderr)]).toEqual([code, codes]);
+    if (code !== 1) return;
+    const more = await stratum(["rank", "-", ...args.slice(2, -2)], { stdin: readFileSync(lists) });
+    expect(readFileSync(path, "utf8")).toBe(more.stdout);
+    expect(more.stdout.startsWith(undisturbed)).toBe(true);
   });
 });
 
