@@ -109,17 +109,29 @@ export async function openStatesFile(request: StatesFileRequest): Promise<States
       let state = begin;
       if (begin.ending) {
         await writer.endPart();
-        const { parts, part: next } = writer.progress;
-        state = { ...begin, parts: [...parts], part: { ...next, index: begin.out }, ending: false };
+        state = partEnded(writer, begin);
       }
       const sink = createLineSink<StatesState>({
         ...{ output, partial, target: index, begin: state, held: request.held, sync: () => writer.sync() },
         journal: createJournal(journalPath(output), head),
         register: resumed.read.register,
       });
+      if (begin.ending) await tell(sink, state);
       return createSink(writer, sink, index, state.part.index);
     },
   };
+}
+
+/** A part has its name, and the next has not begun. */
+function partEnded(writer: StatesWriter, before: StatesState): StatesState {
+  const { parts, part } = writer.progress;
+  return { ...before, parts: [...parts], part: { ...part, index: before.out }, ending: false };
+}
+
+/** Waits until the journal says so. */
+async function tell(sink: LineSink<StatesState>, state: StatesState): Promise<void> {
+  await sink.write("", state);
+  await sink.settle();
 }
 
 function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: string, begun: number): StatesSink {
@@ -140,10 +152,11 @@ function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: st
         counts.failed++;
       } else {
         if (!writer.fits(outcome.sequences)) {
-          // What the part holds is in the journal before it changes its name.
-          await sink.write("", { ...before, ending: true });
-          await sink.settle();
+          // What the part holds is in the journal before it changes its name, and that it did before the next begins: the
+          // body of that one would be taken for its own.
+          await tell(sink, { ...before, ending: true });
           await writer.endPart();
+          await tell(sink, partEnded(writer, sink.written));
           partIndex = sink.written.out;
         }
         const first = await writer.add(outcome.sequences);

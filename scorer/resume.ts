@@ -116,7 +116,9 @@ export async function resume<S extends RunState>(request: ResumeRequest<S>): Pro
   const plan = same ? found.head : await request.plan();
   if (found !== null && !same) checkPlans(found, plan, input);
   const position = found?.state.position ?? START;
-  const register = createIdRegister(await readClaims(claimsPath(output), position.items));
+  // A run that was done takes its ids away before its journal, and has no line to compare them with.
+  const claims = found?.state.finishing ? 0 : position.items;
+  const register = createIdRegister(await readClaims(claimsPath(output), claims));
   const verify = found !== null && !same && position.bytes > 0;
   return {
     state: found?.state ?? null,

@@ -10,6 +10,7 @@ import {
   readdirSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   truncateSync,
   utimesSync,
@@ -56,12 +57,14 @@ interface Work extends Partial<Omit<RankingsFileRequest, "output" | "input">> {
   readonly machine?: Machine;
   /** Called behind each record. */
   readonly each?: (records: number) => void | Promise<void>;
+  /** Called when all is done but the names. */
+  readonly last?: () => Promise<void>;
 }
 
 class Stopped extends Error {}
 
 /** Does what is left. @returns the records that were made now, and where they began */
-async function work(path: string, { machine = MACHINE, each, ...more }: Work = {}) {
+async function work(path: string, { machine = MACHINE, each, last, ...more }: Work = {}) {
   const input = join(path, "lists.jsonl");
   const file = await openRankingsFile({
     ...{ output: join(path, "out"), input, run: { layer: 1 }, append: false, restart: false },
@@ -83,7 +86,7 @@ async function work(path: string, { machine = MACHINE, each, ...more }: Work = {
       made++;
       await each?.(began + made);
     }
-    await sink.finish();
+    await sink.finish(last);
   } catch (cause) {
     await sink.leave();
     if (!(cause instanceof Stopped)) throw cause;
@@ -239,6 +242,25 @@ describe("a power cut", () => {
     await work(path, { restart: true });
     expect(outputOf(path)).toBe(undisturbed);
   });
+});
+
+it.each([
+  ["its file", (copy: string) => renameSync(join(copy, "out.partial"), join(copy, "out"))],
+  [
+    "its file, and its ids were gone",
+    (copy: string) => {
+      renameSync(join(copy, "out.partial"), join(copy, "out"));
+      rmSync(join(copy, "out.journal.ids"));
+    },
+  ],
+  ["nothing yet", () => undefined],
+])("a run that was killed when %s had its name is done", async (_, name) => {
+  const path = place();
+  const copy = `${path}.copy`;
+  await work(path, { last: async () => snapshot(path, copy) });
+  name(copy);
+  expect(await work(copy)).toMatchObject({ made: 0 });
+  expect([outputOf(copy), filesOf(copy)]).toEqual([undisturbed, ["lists.jsonl", "out"]]);
 });
 
 describe("another run", () => {
