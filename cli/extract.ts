@@ -6,12 +6,20 @@ import type { ModelFiles } from "../engine/model-files.ts";
 import { StratumError } from "../errors.ts";
 import { runPooling } from "../scorer/encode.ts";
 import { createExtractor } from "../scorer/extract.ts";
+import type { RunFacts } from "../scorer/journal.ts";
 import { emptyFileError, readSequences } from "../scorer/lists.ts";
-import { indexPath, openStatesFile, type StatesFile } from "../scorer/resumable-states.ts";
+import {
+  type ExtractCounts,
+  extractCounts,
+  openStatesFile,
+  type PlacedFile,
+  type StatesFile,
+} from "../scorer/resumable-states.ts";
 import { inputFacts } from "../scorer/resume.ts";
+import { outputFiles, type ShardStates, writeManifest } from "../scorer/shard-manifest.ts";
+import { indexPath } from "../scorer/states-writer.ts";
 import {
   addRunOptions,
-  countLines,
   loadPlanned,
   modelDirectory,
   packageVersion,
@@ -22,26 +30,27 @@ import {
 import { formatCount, formatSeconds } from "./format.ts";
 import { checkOutput, withOutputLock } from "./output.ts";
 import { noteResumed, runFacts } from "./run-facts.ts";
+import { addShardOptions, doneShard, noteUnsharded, planInput, type ShardFlags, shardOutput } from "./sharding.ts";
 import { EXIT, note, reportError, type StopSignal, startProgress, stopSignal, unfinished, warn } from "./terminal.ts";
 import { machineOf, tuneModel } from "./tuning.ts";
 
-interface ExtractFlags extends RunFlags {
+interface ExtractFlags extends RunFlags, ShardFlags {
   readonly layers: string;
   readonly tokens: "last" | "all";
   readonly output: string;
   readonly partSize: number;
-  readonly restart?: boolean;
 }
 
 const EXAMPLES = `
 Examples:
   $ stratum extract lists.jsonl --model path/to/model --layers 25%,50% -o states.safetensors
+  $ stratum extract lists.jsonl --layers 25% --shard 2/8 -o states.safetensors   # then: stratum merge states.safetensors
   $ echo '{"ids": [1, 526, 3021]}' | stratum extract - --layers all --tokens all -o states.safetensors
 
 Lines are lists ({"instruction", "candidates"}), texts ({"text"}) or token ids ({"ids"}). Sequence i of the output holds
 ids_i (T) I32 and hidden_i F32, (K, T, D) with --tokens all, (K, D) with --tokens last; a list gives its prompt, then its
 candidates. OUT.index.jsonl says which line and candidate sequence i is. State k is the residual stream after k blocks.
-A run that was stopped goes on when the same command is given again.`;
+Exit codes: 0 all extracted, 1 some lines failed (the index says why), 2 usage, 3 environment, 129/130/143 stopped by a signal.`;
 
 /** Bytes with an optional unit: 500000, 64MiB, 2GB. */
 function byteSize(text: string): number {
@@ -60,7 +69,7 @@ export function extractCommand(program: Command): void {
     .command("extract")
     .description("write hidden states of lists, texts or token ids to a safetensors file")
     .argument("[lines]", "JSONL file, or - for stdin", "-")
-    .requiredOption("-o, --output <file>", "the safetensors file")
+    .requiredOption("-o, --output <file>", "the safetensors file; stopped, the same command goes on")
     .option("-l, --layers <list>", "all, or layers separated by commas: numbers or percentages", "25%")
     .addOption(
       new Option("--tokens <which>", "states of every token, or of the last alone (a candidate's as --pooling says)")
@@ -68,8 +77,8 @@ export function extractCommand(program: Command): void {
         .default("last"),
     )
     .option("--part-size <bytes>", "begin another numbered part past this size", byteSize, 4 * 1024 ** 3)
-    .option("--restart", "throw away what an earlier run left beside the output")
     .addHelpText("after", EXAMPLES);
+  addShardOptions(command, "extract");
   addRunOptions(command, "a JSON summary at the end, on stderr, before a profile's").action(
     async (lines: string, flags: ExtractFlags) => {
       process.exitCode = await runExtract(lines, flags);
@@ -100,29 +109,36 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
       "give -o the name of a file: a file of states is renamed into place",
     );
   }
+  noteUnsharded(flags.shard);
   await inputFacts(path);
+  const output = (await shardOutput(path, flags)) ?? flags.output;
   return withModelFiles(
     modelDirectory(flags.model),
     async (files) => {
       const { config } = files.spec;
       const layers = resolveLayers(flags.layers, config.layers);
       const { tokens, system, pooling, partSize } = flags;
-      const facts = {
+      const run = {
         command: "extract",
         ...(await runFacts(files, { depth: Math.max(...layers), pooling, system }, flags)),
         ...{ layers: layers.join(","), tokens, "part-size": partSize },
       };
-      return withOutputLock(flags.output, async (held) => {
+      return withOutputLock(output, async (held) => {
+        const done = await doneShard(flags, output, run, path);
+        if (done !== null) {
+          const counts = extractCounts.parse(done.counts);
+          const written = outputFiles(output, done.states);
+          return tell({ counts, before: counts, seconds: 0, written, files, layers, flags, stop });
+        }
+        const states = { layers: layers.length, tokens, d: config.hiddenSize, partBytes: partSize };
         const file = await openStatesFile({
-          ...{ output: flags.output, run: facts, input: path, restart: flags.restart ?? false, held },
-          plan: async () => ({ total: (await countLines(path)) ?? null, ranges: null, whole: null }),
-          states: { layers: layers.length, tokens, d: config.hiddenSize, partBytes: partSize },
+          ...{ output, run, input: path, restart: flags.restart ?? false, held, states },
+          plan: () => planInput(path, flags.shard),
         });
-        noteResumed(
-          file.resumed,
-          `${formatCount(file.counts.lines)} lines that lie in ${indexPath(flags.output)}.partial`,
+        noteResumed(file.resumed, `${formatCount(file.counts.lines)} lines that lie in ${indexPath(output)}.partial`);
+        return withEngine(flags, (engine) =>
+          extractLines(engine, files, file, { path, output, run, states, layers, flags, stop }),
         );
-        return withEngine(flags, (engine) => extractLines(engine, files, file, { path, layers, flags, stop }));
       });
     },
     flags,
@@ -131,6 +147,10 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
 
 interface Extraction {
   readonly path: string;
+  /** The share's own, where it is one. */
+  readonly output: string;
+  readonly run: RunFacts;
+  readonly states: Omit<ShardStates, "metadata" | "parts">;
   readonly layers: readonly number[];
   readonly flags: ExtractFlags;
   readonly stop: StopSignal;
@@ -141,11 +161,11 @@ async function extractLines(
   opened: Engine,
   files: ModelFiles,
   file: StatesFile,
-  { path, layers, flags, stop }: Extraction,
+  { path, output, run, states, layers, flags, stop }: Extraction,
 ): Promise<number> {
-  const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix } = flags;
-  const { read, machine, plan } = file.resumed;
-  const { engine, kernels } = await tuneModel(opened, files, Math.max(...layers), flags, machine);
+  const { tokens, system, truncate, pooling, date, batchTokens, sharePrefix, shard } = flags;
+  const { read, plan, input } = file.resumed;
+  const { engine, kernels } = await tuneModel(opened, files, Math.max(...layers), flags, file.resumed.machine);
   const metadata = {
     ...{ model: files.name, layers: layers.join(","), tokens, pooling, version: packageVersion() },
     ...{ adapter: engine.device.info.name, kernels: kernels.id },
@@ -159,17 +179,40 @@ async function extractLines(
   using extractor = await createExtractor(model, {
     ...{ layers, tokens, system, truncate, pooling, date, batchTokens, sharePrefix },
   });
-  const output = await file.begin(machineOf(engine, kernels), metadata);
+  const machine = machineOf(engine, kernels);
+  const sink = await file.begin(machine, metadata);
+  /** Says whose the states are, before the last of their files has its name. */
+  const record = async (paths: readonly PlacedFile[]) => {
+    const { ranges, whole } = plan;
+    if (shard === undefined || ranges === null || whole === null) return;
+    await writeManifest(
+      path,
+      output,
+      paths.map(({ at }) => at),
+      {
+        ...{
+          shard,
+          ranges,
+          whole,
+          run,
+          input,
+          counts: sink.counts,
+          states: { ...states, metadata, parts: sink.parts },
+        },
+        machine: { adapter: machine.adapter, kernels: machine.kernels },
+      },
+    );
+  };
   const before = file.counts;
   const progress = startProgress(plan.total ?? undefined, "lines", before.lines);
   const begin = performance.now();
   let finished = false;
   let written: readonly string[] = [];
-  unfinished.add(`${indexPath(flags.output)}.partial`);
+  unfinished.add(`${indexPath(output)}.partial`);
   try {
     if (!file.finished) {
       for await (const result of extractor.extract(readSequences(path, read), { signal: stop.signal })) {
-        await output.write(result);
+        await sink.write(result);
         if (result.kind === "failed") progress.aside(() => reportError(result.error));
         const sequences = result.kind === "failed" ? [] : result.sequences;
         progress.add(
@@ -179,41 +222,63 @@ async function extractLines(
       }
     }
     if (stop.exitCode() === undefined) {
-      if (output.counts.lines === 0) throw emptyFileError(path === "-" ? "stdin" : path);
-      written = await output.finish();
+      // Of few lines a shard may get none.
+      if (sink.counts.lines === 0 && shard === undefined) throw emptyFileError(path === "-" ? "stdin" : path);
+      written = await sink.finish(record);
       finished = true;
     }
   } finally {
     progress.stop();
-    if (!finished) await output.leave();
+    if (!finished) await sink.leave();
     unfinished.clear();
   }
-  const stopped = stop.exitCode();
-  const { counts } = output;
-  if (!finished && counts.lines > 0)
-    warn(`unfinished: what was done lies beside ${flags.output}; the same command goes on`);
+  const { counts } = sink;
+  if (!finished && counts.lines > 0) warn(`unfinished: what was done lies beside ${output}; the same command goes on`);
   const seconds = (performance.now() - begin) / 1000;
+  return tell({
+    ...{ counts, before, seconds, written, files, layers, flags, stop },
+    machine: {
+      adapter: engine.device.info.name,
+      kernels: kernels.id,
+      gpu_bytes: extractor.runner.bytes,
+      gpu_live_bytes: engine.device.liveBytes,
+    },
+  });
+}
+
+interface Told extends Pick<Extraction, "layers" | "flags" | "stop"> {
+  readonly counts: ExtractCounts;
+  /** What earlier runs did. */
+  readonly before: ExtractCounts;
+  readonly seconds: number;
+  readonly written: readonly string[];
+  readonly files: ModelFiles;
+  /** Absent where an earlier run did all of it. */
+  readonly machine?: Readonly<Record<string, string | number>>;
+}
+
+/** Says what was done. @returns the exit code */
+function tell({ counts, before, seconds, written, files, layers, flags, stop, machine }: Told): number {
+  const stopped = stop.exitCode();
   const summary = {
     ...counts,
     resumed: before.lines,
     seconds: Number(seconds.toFixed(3)),
     model: files.name,
     layers,
-    adapter: engine.device.info.name,
-    kernels: kernels.id,
-    gpu_bytes: extractor.runner.bytes,
-    gpu_live_bytes: engine.device.liveBytes,
+    ...machine,
     read_bytes: files.checkpoint.log.bytes,
     written,
     stopped: stopped !== undefined,
   };
   if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
   else {
-    const failed = counts.failed > 0 ? `; ${counts.failed} lines failed` : "";
+    const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} lines failed` : "";
+    const earlier = before.lines > 0 ? `; ${formatCount(before.lines)} lines by earlier runs` : "";
     note(
-      `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.sequences)} sequences, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)}${failed}`,
+      `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.sequences)} sequences, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)}${failed}${earlier}`,
     );
-    for (const name of written) note(`wrote   ${name}`);
+    if (machine !== undefined) for (const name of written) note(`wrote   ${name}`);
   }
   return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
 }

@@ -1,15 +1,23 @@
-/** `stratum merge`: the rankings of all shards, in the order of the input. */
+/** `stratum merge`: what shards wrote, rankings or hidden states, in the order of the input. */
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
-import { mergedLines, openShards, shardFiles } from "../scorer/merge.ts";
-import { divisions } from "../scorer/shards.ts";
+import { countPlaced, type FoundShard, openShards, shardFiles } from "../scorer/merge.ts";
+import { mergedLines } from "../scorer/merge-rankings.ts";
+import { forget, journalPath } from "../scorer/resume.ts";
+import { outputFiles } from "../scorer/shard-manifest.ts";
+import { divisions, manifestPath } from "../scorer/shards.ts";
+import { indexPath } from "../scorer/states-writer.ts";
 import { addOutputOptions } from "./common.ts";
 import { formatCount } from "./format.ts";
-import { checkOutput, openOutput } from "./output.ts";
-import { EXIT, note, startProgress, stopSignal } from "./terminal.ts";
+import { checkStatesOutput, mergeStates } from "./merge-states.ts";
+import { checkOutput, openOutput, withOutputLock } from "./output.ts";
+import { addRestartOption } from "./sharding.ts";
+import { EXIT, note, type StopSignal, startProgress, stopSignal } from "./terminal.ts";
 
 interface MergeFlags {
   readonly output?: string;
+  readonly restart?: boolean;
   readonly json?: boolean;
 }
 
@@ -19,18 +27,22 @@ Examples:
   $ stratum rank lists.jsonl --shard 2/2 -o rankings.jsonl     # on another
   $ stratum merge rankings.jsonl
   $ stratum merge a/rankings-00001-of-00002.jsonl b/rankings-00002-of-00002.jsonl -o rankings.jsonl
+  $ stratum merge states.safetensors                           # of stratum extract --shard i/n -o states.safetensors
+  $ stratum merge a/*.shard.json b/*.shard.json -o states.safetensors
 
-All shards must be there, once, of one run over one input. Shards of different adapters agree within rounding only: which
-did what is said.`;
+What the shards hold is seen from their records, OUT-0000i-of-0000n.shard.json. All must be there, once, of one run over one
+input; the result is what one run writes, byte for byte where one kind of machine did all. Shards of different adapters
+agree within rounding only: which did what is said. The shards stay, so a merge takes their room once more.`;
 
 /** Declares the command. */
 export function mergeCommand(program: Command): void {
   const command = program
     .command("merge")
-    .description("put the rankings of shards together, in the order of the input")
-    .argument("<rankings...>", "the output that the shards were ranked to, or the shards' own files with -o")
-    .option("-o, --output <file>", "write there (- for stdout)")
+    .description("put the rankings or hidden states of shards together, in the order of the input")
+    .argument("<files...>", "the output that the shards were made for, or the shards' own files or records with -o")
+    .option("-o, --output <file>", "write there (- for stdout: rankings); states: stopped, the same command goes on")
     .addHelpText("after", EXAMPLES);
+  addRestartOption(command);
   addOutputOptions(command, "a JSON summary as the last line on stderr").action(
     async (files: string[], flags: MergeFlags) => {
       process.exitCode = await runMerge(files, flags);
@@ -38,30 +50,82 @@ export function mergeCommand(program: Command): void {
   );
 }
 
-/** Runs the command. @returns the exit code */
-async function runMerge(files: readonly string[], { output, json }: MergeFlags): Promise<number> {
-  const byName = files.length === 1 && output === undefined;
-  if (!byName && output === undefined) {
-    throw new StratumError("usage/output", "several files and no output", "give -o FILE, or - for stdout");
-  }
-  const target = byName ? files[0] : output;
-  const inputs = byName ? shardFiles(files[0], await divisions(files[0])) : files;
-  if (target !== undefined && target !== "-") await checkOutput(target, inputs);
-  const shards = await openShards(inputs);
-  const adapters = new Map<string, number[]>();
+/** Which machines did which shards; said where they are not all of one kind. */
+function machinesOf(shards: readonly FoundShard[]): { machine: string; shards: number[] }[] {
+  const machines = new Map<string, number[]>();
   for (const { manifest } of shards) {
     const { adapter, kernels } = manifest.machine;
     const name = `${adapter}, kernels ${kernels}`;
-    adapters.set(name, [...(adapters.get(name) ?? []), manifest.shard.index]);
+    machines.set(name, [...(machines.get(name) ?? []), manifest.shard.index]);
   }
-  if (adapters.size > 1) {
-    note("note    the shards were ranked on different machines, which agree within rounding, not in every bit:");
-    for (const [name, indices] of adapters) note(`        ${name}: shard ${indices.join(", ")}`);
+  if (machines.size > 1) {
+    note("note    the shards were made on different machines, which agree within rounding, not in every bit:");
+    for (const [name, indices] of machines) note(`        ${name}: shard ${indices.join(", ")}`);
   }
+  return [...machines].map(([machine, own]) => ({ machine, shards: own }));
+}
+
+/** Runs the command. @returns the exit code */
+async function runMerge(files: readonly string[], { output, restart = false, json }: MergeFlags): Promise<number> {
+  const byName = files.length === 1 && output === undefined && !files[0].endsWith(manifestPath(""));
+  if (!byName && output === undefined) {
+    throw new StratumError(
+      "usage/output",
+      `${files.length === 1 ? "a shard's record" : "several files"} and no output`,
+      "give -o FILE, or - for stdout",
+    );
+  }
+  const target = byName ? files[0] : output;
+  const shards = await openShards(byName ? shardFiles(files[0], await divisions(files[0])) : files);
+  const states = shards[0].manifest.states !== null;
+  const inputs = shards.flatMap(({ path, manifest }) => outputFiles(path, manifest.states));
+  const special = target !== undefined && target !== "-" && (await checkOutput(target, inputs));
+  const machines = machinesOf(shards);
   const stop = stopSignal();
+  const about = { shards: shards.length, machines, output: target ?? null };
+  if (states) {
+    const path = checkStatesOutput(target, special);
+    await checkOutput(indexPath(path), inputs);
+    const { counts, resumed, written } = await withOutputLock(path, (held) =>
+      mergeStates(shards, path, restart, held, stop),
+    );
+    return tell(
+      { ...counts, resumed, ...about, written },
+      `${formatCount(counts.sequences)} sequences of `,
+      json,
+      stop,
+    );
+  }
+  const counts =
+    target === undefined || target === "-" || special
+      ? await mergeRankings(shards, target, inputs, stop)
+      : await withOutputLock(target, async () => {
+          await checkFree(target, restart);
+          return mergeRankings(shards, target, inputs, stop);
+        });
+  return tell({ ...counts, ...about }, "", json, stop);
+}
+
+/** Rankings would take the place of what an unfinished run has done so far. @throws {StratumError} `usage/other-run` */
+async function checkFree(target: string, restart: boolean): Promise<void> {
+  if (restart) await forget(target, [`${target}.partial`]);
+  if (!existsSync(journalPath(target))) return;
+  throw new StratumError(
+    "usage/other-run",
+    `${journalPath(target)} is of a run that writes ${target} itself and is not finished`,
+    "go on with that run, give -o another name, or throw away what there is with --restart",
+  );
+}
+
+/** Writes all rankings. A half of them is of no use: the shards are still there. */
+async function mergeRankings(
+  shards: readonly FoundShard[],
+  target: string | undefined,
+  inputs: readonly string[],
+  stop: StopSignal,
+) {
   const out = await openOutput(target, { inputs, keeps: false });
-  const total = shards.reduce((sum, { manifest }) => sum + manifest.lists, 0);
-  const progress = startProgress(total, "lists");
+  const progress = startProgress(countPlaced(shards), "lists");
   const counts = { lists: 0, failed: 0 };
   let waiting = "";
   let finished = false;
@@ -83,15 +147,31 @@ async function runMerge(files: readonly string[], { output, json }: MergeFlags):
     }
   } finally {
     progress.stop();
-    // A half of a merge is of no use: the shards are still there.
     if (!finished) await out.leave();
   }
-  const machines = [...adapters].map(([machine, own]) => ({ machine, shards: own }));
-  const summary = { ...counts, shards: shards.length, machines, output: target ?? null, stopped: !finished };
-  if (json) process.stderr.write(`${JSON.stringify(summary)}\n`);
-  else
+  return counts;
+}
+
+interface MergeSummary {
+  readonly lists?: number;
+  readonly lines?: number;
+  readonly failed: number;
+  readonly shards: number;
+  readonly resumed?: number;
+  readonly written?: readonly string[];
+}
+
+/** Says what was done. @returns the exit code */
+function tell(summary: MergeSummary, what: string, json: boolean | undefined, stop: StopSignal): number {
+  const stopped = stop.exitCode();
+  const { lists, lines = 0, failed, shards, written = [] } = summary;
+  if (json) process.stderr.write(`${JSON.stringify({ ...summary, stopped: stopped !== undefined })}\n`);
+  else {
+    const items = lists === undefined ? `${formatCount(lines)} lines` : `${formatCount(lists)} lists`;
     note(
-      `${finished ? "merged" : "stopped"}  ${formatCount(counts.lists)} lists of ${shards.length} shards${counts.failed > 0 ? `; ${formatCount(counts.failed)} failed` : ""}`,
+      `${stopped === undefined ? "merged" : "stopped"}  ${what}${items} of ${shards} shards${failed > 0 ? `; ${formatCount(failed)} failed` : ""}`,
     );
-  return stop.exitCode() ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
+    for (const name of written) note(`wrote   ${name}`);
+  }
+  return stopped ?? (failed > 0 ? EXIT.someFailed : EXIT.ok);
 }

@@ -1,19 +1,18 @@
 /** Where `rank` reads and writes: in one go to stdout, or to a file that a later run can go on with. */
 import { existsSync } from "node:fs";
-import { stat } from "node:fs/promises";
 import { StratumError } from "../errors.ts";
-import { checkSameFacts, type Machine, type RunFacts } from "../scorer/journal.ts";
+import type { Machine, RunFacts } from "../scorer/journal.ts";
 import type { LineSink } from "../scorer/line-sink.ts";
 import { emptyFileError, type ListLine, readLists } from "../scorer/lists.ts";
 import type { RankOutcome } from "../scorer/rank.ts";
 import { toJsonLine } from "../scorer/rankings.ts";
 import { openRankingsFile, type RankCounts, type RankState } from "../scorer/rankings-file.ts";
-import { type InputPlan, inputFacts, journalPath } from "../scorer/resume.ts";
-import { readManifest, type ShardManifest, writeManifest } from "../scorer/shard-manifest.ts";
-import { checkDivision, manifestPath, type Shard, shardPath } from "../scorer/shards.ts";
+import type { InputPlan } from "../scorer/resume.ts";
+import { writeManifest } from "../scorer/shard-manifest.ts";
 import { formatCount } from "./format.ts";
 import { checkOutput, openOutput, withOutputLock } from "./output.ts";
 import { noteResumed } from "./run-facts.ts";
+import { doneShard, type ShardFlags, shardOutput } from "./sharding.ts";
 import { note, unfinished, warn } from "./terminal.ts";
 
 /** The lists of a run. */
@@ -26,8 +25,6 @@ export interface RankSource {
   readonly lines: () => AsyncIterable<ListLine>;
   /** How many there are and which of them are this run's. */
   readonly plan: () => Promise<InputPlan>;
-  /** The share of them that is this run's. */
-  readonly shard: Shard | null;
 }
 
 export interface RankOutput {
@@ -47,10 +44,9 @@ export interface RankOutput {
   finish(): Promise<void>;
 }
 
-export interface RankOutputFlags {
+export interface RankOutputFlags extends ShardFlags {
   readonly output?: string;
   readonly append?: boolean;
-  readonly restart?: boolean;
 }
 
 function added(counts: RankCounts, outcome: RankOutcome): RankCounts {
@@ -76,19 +72,10 @@ export async function withRankOutput<T>(
   flags: RankOutputFlags,
   use: (output: RankOutput) => Promise<T>,
 ): Promise<T> {
-  const { shard, path } = source;
-  const given = flags.output;
-  const output = given === undefined || given === "-" || shard === null ? given : shardPath(given, shard);
+  const { path } = source;
+  const output = await shardOutput(path, flags);
   const plain = output === undefined || output === "-" || (await checkOutput(output, path === null ? [] : [path]));
-  if (shard !== null && (plain || path === null || path === "-" || flags.append)) {
-    throw new StratumError(
-      "usage/shard",
-      "a shard is of a file of lists and goes into a file of its own",
-      "give the file's name, -o FILE, and no --append",
-    );
-  }
   if (plain || path === null) return usePlain(source, flags, use);
-  if (shard !== null && given !== undefined) await checkDivision(given, shard);
   return withOutputLock(output, (held) => useFile(source, output, facts, flags, held, use));
 }
 
@@ -134,18 +121,17 @@ async function useFile<T>(
   source: RankSource,
   output: string,
   run: RunFacts,
-  { append = false, restart = false }: RankOutputFlags,
+  flags: RankOutputFlags,
   held: () => Promise<boolean>,
   use: (output: RankOutput) => Promise<T>,
 ): Promise<T> {
   const input = source.path ?? "-";
-  const { shard } = source;
-  const done = shard === null || restart ? null : await finishedShard(output, run, input);
+  const { shard, append = false, restart = false } = flags;
+  const done = await doneShard(flags, output, run, input);
   if (done !== null) {
-    note(`resume  shard ${shard?.index}/${shard?.count} was done: ${output}`);
-    const counts = { ...NOTHING, lists: done.lists, failed: done.failed };
+    const counts = { ...NOTHING, ...done.counts };
     const nothing = { begin: () => undefined, write: async () => undefined, finish: async () => undefined };
-    return use({ lines: source.lines(), total: done.lists, counts, machine: null, finished: true, ...nothing });
+    return use({ lines: source.lines(), total: counts.lists, counts, machine: null, finished: true, ...nothing });
   }
   const file = await openRankingsFile({ output, run, input, append, restart, held, plan: source.plan });
   const { resumed, partial } = file;
@@ -154,11 +140,11 @@ async function useFile<T>(
   /** Says whose the rankings are, before they get their name. */
   const record = async () => {
     const { ranges, whole } = resumed.plan;
-    if (shard === null || ranges === null || whole === null || machine === null) return;
+    if (shard === undefined || ranges === null || whole === null || machine === null) return;
     const { adapter, kernels } = machine;
-    await writeManifest(input, existsSync(partial) ? partial : output, output, {
+    await writeManifest(input, output, [existsSync(partial) ? partial : output], {
       ...{ shard, ranges, whole, run, input: resumed.input, machine: { adapter, kernels } },
-      ...{ lists: counts.lists, failed: counts.failed },
+      ...{ counts, states: null },
     });
   };
   if (file.finished !== null) note(`resume  all ${formatCount(before.lists)} lists were done: ${output}`);
@@ -188,7 +174,7 @@ async function useFile<T>(
       },
       async finish() {
         // Of few lists a shard may get none.
-        if (counts.lists === 0 && shard === null) throw emptyFileError(source.name);
+        if (counts.lists === 0 && shard === undefined) throw emptyFileError(source.name);
         if (sink === null) await file.complete(record);
         else await sink.finish(record);
         finished = true;
@@ -202,13 +188,4 @@ async function useFile<T>(
     }
     unfinished.delete(partial);
   }
-}
-
-/** The record of a shard that is whole: of this run, and of an input that nobody has touched since. */
-async function finishedShard(output: string, run: RunFacts, input: string): Promise<ShardManifest | null> {
-  if (!existsSync(output) || !existsSync(manifestPath(output)) || existsSync(journalPath(output))) return null;
-  const manifest = await readManifest(output);
-  checkSameFacts(manifest.run, run, output);
-  const same = JSON.stringify(manifest.input) === JSON.stringify(await inputFacts(input));
-  return same && (await stat(output)).size === manifest.output.bytes ? manifest : null;
 }

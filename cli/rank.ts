@@ -1,5 +1,5 @@
 /** `stratum rank`: lists in, rankings out. */
-import { type Command, InvalidArgumentError } from "commander";
+import type { Command } from "commander";
 import type { Engine } from "../engine/model.ts";
 import type { ModelFiles } from "../engine/model-files.ts";
 import { sumBytes } from "../engine/planned-buffer.ts";
@@ -11,10 +11,8 @@ import type { RankCounts } from "../scorer/rankings-file.ts";
 import { inputFacts } from "../scorer/resume.ts";
 import { planScorer } from "../scorer/scorer.ts";
 import { loadScorer } from "../scorer/scorer-file.ts";
-import { checkShard, planShard, type Shard, shardOfEnvironment } from "../scorer/shards.ts";
 import {
   addRunOptions,
-  countLines,
   loadPlanned,
   modelDirectory,
   planLine,
@@ -33,6 +31,7 @@ import {
   rankOptions,
 } from "./rank-options.ts";
 import { type RankOutput, type RankOutputFlags, type RankSource, withRankOutput } from "./rank-output.ts";
+import { addShardOptions, noteUnsharded, planInput, shardOutput } from "./sharding.ts";
 import { EXIT, note, reportError, type StopSignal, startProgress, stopSignal } from "./terminal.ts";
 import { machineOf, noteOtherKernels, tuneModel } from "./tuning.ts";
 
@@ -40,7 +39,6 @@ interface RankFlags extends RankChoice, Omit<RunFlags, "pooling">, RankOutputFla
   readonly instruction?: string;
   readonly candidate?: string[];
   readonly dryRun?: boolean;
-  readonly shard?: Shard;
 }
 
 const EXAMPLES = `
@@ -63,19 +61,14 @@ export function rankCommand(program: Command): void {
     .argument("[lists]", "JSONL file of lists, or - for stdin")
     .option("-o, --output <file>", "write rankings there instead of stdout; stopped, the same command goes on")
     .option("--append", "write behind what the output holds, under its own name from the first line on")
-    .option("--restart", "throw away what an earlier run left beside the output")
     .option("--instruction <text>", "rank one list given on the command line")
     .option("--candidate <text>", "a candidate of --instruction; repeat it", (text, all: string[] = []) => [
       ...all,
       text,
     ])
-    .option(
-      "--shard <i/n>",
-      "rank share i of n, into OUT-0000i-of-0000n (auto: of a Slurm array or an indexed Job of Kubernetes); see merge",
-      parseShard,
-    )
     .option("--dry-run", "say what it would take: tokens, time, memory")
     .addHelpText("after", EXAMPLES);
+  addShardOptions(command, "rank");
   addRankChoice(command);
   addRunOptions(
     command,
@@ -83,14 +76,6 @@ export function rankCommand(program: Command): void {
   ).action(async (lists: string | undefined, flags: RankFlags) => {
     process.exitCode = await runRank(lists, askedPooling(command, flags));
   });
-}
-
-/** `2/8`, counted from 1, or `auto`: what a scheduler says. */
-function parseShard(text: string): Shard {
-  if (text === "auto") return shardOfEnvironment(process.env);
-  const [, index, count] = /^(\d+)\/(\d+)$/.exec(text) ?? [];
-  if (index === undefined) throw new InvalidArgumentError("i/n is needed, such as 1/8 for the first of 8, or auto.");
-  return checkShard({ index: Number(index), count: Number(count) });
 }
 
 /** The lists to rank: of a file, of stdin, or the one that the flags spell. */
@@ -109,7 +94,7 @@ function listSource(path: string | undefined, flags: RankFlags): RankSource {
     const list = parseList(record, "1");
     const line: ListLine = { kind: "list", line: 0, id: list.id, list };
     return {
-      ...{ name: "the command line", path: null, shard: flags.shard ?? null },
+      ...{ name: "the command line", path: null },
       plan: async () => ({ total: 1, ranges: null, whole: null }),
       lines: async function* () {
         yield line;
@@ -124,13 +109,9 @@ function listSource(path: string | undefined, flags: RankFlags): RankSource {
     );
   }
   const source = path ?? "-";
-  const { shard } = flags;
   return {
-    ...{ name: source === "-" ? "stdin" : source, path: source, shard: shard ?? null },
-    plan: async () =>
-      shard === undefined
-        ? { total: (await countLines(source)) ?? null, ranges: null, whole: null }
-        : planShard(source, shard),
+    ...{ name: source === "-" ? "stdin" : source, path: source },
+    plan: () => planInput(source, flags.shard),
     lines: () => readLists(source),
   };
 }
@@ -140,10 +121,10 @@ async function runRank(path: string | undefined, flags: RankFlags): Promise<numb
   const scorer = flags.scorer === "cosine" ? undefined : await loadScorer(flags.scorer);
   const stop = stopSignal();
   const source = listSource(path, flags);
-  if (flags.shard === undefined && process.env["SLURM_ARRAY_TASK_COUNT"] !== undefined)
-    note("note    a task of a Slurm array without --shard ranks all of its lists; --shard auto ranks its share");
-  // A file that is not there is told before a model is opened.
+  noteUnsharded(flags.shard);
+  // What is wrong with the files' names is told before a model is opened.
   if (source.path !== null && source.path !== "-") await inputFacts(source.path);
+  if (!flags.dryRun) await shardOutput(source.path, flags);
   return withModelFiles(
     modelDirectory(flags.model),
     async (files) => {

@@ -266,6 +266,20 @@ export function duplicateId(id: Id, earlier: number): StratumError {
   );
 }
 
+const NO_OBJECT = "expected an object";
+const TOO_LARGE = "holds a number beyond the range of a double";
+
+/**
+ * Whether an error says that a line's own id could not be read: its number stands for it then, and it is no matter
+ * whether another line has that for an id.
+ * @param message with the line's number in front
+ */
+export function isIdUnread(code: string, message: string, line: number): boolean {
+  if (["list/bad-utf8", "list/bad-json", "list/too-long"].includes(code)) return true;
+  const place = `line ${line}: `;
+  return code === "list/bad-shape" && [NO_OBJECT, TOO_LARGE, "id: "].some((what) => message.startsWith(place + what));
+}
+
 /** The lines behind `from`, of all stretches. @throws {StratumError} `usage/other-input` where the way there is another */
 async function* linesFrom(source: ListSource, options: ReadOptions): AsyncGenerator<Line> {
   const { maxLineBytes = MAX_LINE_BYTES, from, verify = false, ranges, facts } = options;
@@ -334,9 +348,9 @@ export function parseLine(bytes: Uint8Array): Fields {
       `the key ${clip(JSON.stringify(fault.key))} occurs twice in one object, at character ${fault.at + 1}`,
     );
   }
-  if (!isJsonObject(value)) throw badShape("expected an object", "write one JSON object a line");
+  if (!isJsonObject(value)) throw badShape(NO_OBJECT, "write one JSON object a line");
   // JSON has larger numbers than a double, and they would leave as null.
-  if (!hasFiniteNumbers(value)) throw badShape("holds a number beyond the range of a double", "write it as a string");
+  if (!hasFiniteNumbers(value)) throw badShape(TOO_LARGE, "write it as a string");
   return value;
 }
 

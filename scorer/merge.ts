@@ -1,60 +1,38 @@
-/** Rankings of shards, put together in the order of the input: what one run over all of it would have written. */
-import { createHash, type Hash } from "node:crypto";
+/** Shards that belong together, and the order in which their lines make up one output again. */
 import { existsSync } from "node:fs";
 import { StratumError } from "../errors.ts";
-import { show } from "../weights/json.ts";
-import { createIdRegister } from "./id-register.ts";
+import type { IdRegister } from "./id-register.ts";
 import { checkSameFacts, type RunFacts } from "./journal.ts";
-import { splitLines } from "./json-lines.ts";
-import { atLine, duplicateId, type Id } from "./lists.ts";
-import { errorRecord, toJsonLine } from "./rankings.ts";
+import { atLine, duplicateId, type Id, isIdUnread } from "./lists.ts";
 import { journalPath } from "./resume.ts";
-import { readManifest, type ShardManifest, type ShardRange } from "./shard-manifest.ts";
-import { shardPath } from "./shards.ts";
+import { checkSizes, readManifest, type ShardManifest } from "./shard-manifest.ts";
+import { manifestPath, shardPath } from "./shards.ts";
 
-/** A shard's rankings with their record. */
+/** A shard's output with its record. */
 export interface FoundShard {
+  /** The output's name: of states in parts, the one that the parts are numbered from. */
   readonly path: string;
   readonly manifest: ShardManifest;
 }
 
-export interface MergedLine {
-  /** With its newline. */
-  readonly text: string;
-  readonly failed: boolean;
-}
-
 /**
- * Reads the records of shards and checks that they are all shards of one run, each once.
- * @param paths rankings of shards
+ * Reads the records of shards and checks that they are all shards of one run, each once, and that their files have the
+ * lengths that they had.
+ * @param paths outputs of shards, or their records
  * @returns them in order
- * @throws {StratumError} `usage/no-shard`, `usage/bad-shard`, `usage/other-run`, `usage/shard-twice`, `usage/shard-missing`
+ * @throws {StratumError} `usage/no-shard`, `usage/bad-shard`, `usage/mixed-shards`, `usage/other-run`, `usage/shard-twice`,
+ *   `usage/shard-missing`, `usage/shard-changed`
  */
 export async function openShards(paths: readonly string[]): Promise<FoundShard[]> {
   const found: FoundShard[] = [];
-  for (const path of paths) found.push({ path, manifest: await readManifest(path) });
+  for (const each of paths) {
+    const path = each.endsWith(RECORD) ? each.slice(0, -RECORD.length) : each;
+    found.push({ path, manifest: await readManifest(path) });
+  }
   const [first] = found;
   if (first === undefined)
     throw new StratumError("usage/shard-missing", "no shard was given", "give the files of all shards");
-  const factsOf = ({ manifest: { run, whole, shard } }: FoundShard): RunFacts => ({
-    ...run,
-    shards: shard.count,
-    "input's bytes": whole.bytes,
-    "input's sha256": whole.sha256.slice(0, 16),
-  });
-  for (const each of found.slice(1)) {
-    try {
-      checkSameFacts(factsOf(first), factsOf(each), each.path);
-    } catch (cause) {
-      if (!(cause instanceof StratumError)) throw cause;
-      const message = cause.message.slice(cause.message.indexOf(": ") + 2);
-      throw new StratumError(
-        "usage/other-run",
-        `${first.path} and ${each.path} are of two runs: ${message}`,
-        "give the shards of one run; rank again what was ranked with other words",
-      );
-    }
-  }
+  for (const each of found.slice(1)) checkSameRun(first, each);
   const { count } = first.manifest.shard;
   const places = new Map<number, FoundShard>();
   for (const each of found) {
@@ -71,7 +49,38 @@ export async function openShards(paths: readonly string[]): Promise<FoundShard[]
   }
   const missing = Array.from({ length: count }, (_, i) => i + 1).filter((index) => !places.has(index));
   if (missing.length > 0) throw missingShards(missing, count);
+  for (const { path, manifest } of found) await checkSizes(path, manifest);
   return [...places].sort(([a], [b]) => a - b).map(([, each]) => each);
+}
+
+const RECORD = manifestPath("");
+
+function checkSameRun(first: FoundShard, other: FoundShard): void {
+  const kind = ({ manifest }: FoundShard) => (manifest.states === null ? "rankings" : "hidden states");
+  if (kind(first) !== kind(other)) {
+    throw new StratumError(
+      "usage/mixed-shards",
+      `${first.path} holds ${kind(first)} and ${other.path} ${kind(other)}`,
+      "merge the shards of `rank` and those of `extract` one after the other, each into an output of its own",
+    );
+  }
+  const factsOf = ({ manifest: { run, whole, shard } }: FoundShard): RunFacts => ({
+    ...run,
+    shards: shard.count,
+    "input's bytes": whole.bytes,
+    "input's sha256": whole.sha256.slice(0, 16),
+  });
+  try {
+    checkSameFacts(factsOf(first), factsOf(other), other.path);
+  } catch (cause) {
+    if (!(cause instanceof StratumError)) throw cause;
+    const message = cause.message.slice(cause.message.indexOf(": ") + 2);
+    throw new StratumError(
+      "usage/other-run",
+      `${first.path} and ${other.path} are of two runs: ${message}`,
+      "give the shards of one run; those made with other words have to be made again",
+    );
+  }
 }
 
 function missingShards(missing: readonly number[], count: number, why = ""): StratumError {
@@ -79,13 +88,13 @@ function missingShards(missing: readonly number[], count: number, why = ""): Str
   return new StratumError(
     "usage/shard-missing",
     `${missing.length} of ${count} shards are missing${why}: ${some}${missing.length > 20 ? ", ..." : ""}`,
-    "rank them, with the words of the others and --shard i/n, and merge again",
+    "make them, with the words of the others and --shard i/n, and merge again",
   );
 }
 
 /**
- * The files of the shards of an output, by their names.
- * @param names the folder's files
+ * The shards of an output, by their names.
+ * @param counts into how many shards it lies divided
  * @throws {StratumError} `usage/shard-missing`
  */
 export function shardFiles(output: string, counts: readonly number[]): string[] {
@@ -94,7 +103,7 @@ export function shardFiles(output: string, counts: readonly number[]): string[] 
     throw new StratumError(
       "usage/shard-missing",
       `there is no shard of ${output}`,
-      `rank with --shard i/n -o ${output} first, or give the shards' files and -o`,
+      `give \`rank\` or \`extract\` --shard i/n -o ${output} first, or give the shards' files and -o`,
     );
   }
   if (counts.length > 1) {
@@ -105,106 +114,72 @@ export function shardFiles(output: string, counts: readonly number[]): string[] 
     );
   }
   const paths = Array.from({ length: count }, (_, i) => shardPath(output, { index: i + 1, count }));
-  const missing = paths.flatMap((path, i) => (existsSync(path) ? [] : [i + 1]));
+  // States in parts have no file of the shard's own name. A journal goes last: while it is there, names may be missing.
+  const begun = (path: string) => existsSync(journalPath(path));
+  const there = (path: string) => !begun(path) && (existsSync(path) || existsSync(manifestPath(path)));
+  const missing = paths.flatMap((path, i) => (there(path) ? [] : [i + 1]));
   if (missing.length === 0) return paths;
-  const unfinished = paths.filter((path) => existsSync(journalPath(path))).length;
+  const unfinished = paths.filter(begun).length;
   throw missingShards(missing, count, unfinished > 0 ? ` (${unfinished} begun and not finished)` : "");
 }
 
-/** A shard's lines, read on where the last stretch ended. */
-interface Reading {
-  readonly shard: FoundShard;
-  readonly lines: AsyncGenerator<{ readonly bytes: Uint8Array | null }>;
-  readonly hash: Hash;
-  bytes: number;
+/** A line of the input that is not blank, and so has its place in the output. */
+export interface PlacedLine {
+  /** Of the shards, from 0. */
+  readonly shard: number;
+  /** Counted from 1. */
+  readonly line: number;
+  /** Where the line's stretch ends in the input. */
+  readonly end: number;
 }
 
 /**
- * The lines of all shards in the order of the input. Ids that two shards use are found here, and give the error that one
- * run would have given.
- * @throws {StratumError} `usage/shard-changed` where a shard's rankings are not those of its record
+ * The lines of the input in its order, and which shard has each.
+ * @throws {StratumError} `usage/bad-shard` where the shards' stretches are not the whole input, each once
  */
-export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerator<MergedLine> {
-  const register = createIdRegister();
-  const readings = shards.map((shard): Reading => {
-    const lines = splitLines(shard.path, Number.POSITIVE_INFINITY);
-    return { shard, lines, hash: createHash("sha256"), bytes: 0 };
-  });
-  const stretches = readings
-    .flatMap((reading) => reading.shard.manifest.ranges.map((range) => ({ reading, range })))
+export function* placedLines(shards: readonly FoundShard[]): Generator<PlacedLine> {
+  const stretches = shards
+    .flatMap(({ manifest }, shard) => manifest.ranges.map((range) => ({ shard, range })))
     .sort((a, b) => a.range.start - b.range.start);
-  checkTiling(
-    stretches.map(({ range }) => range),
-    shards[0].manifest.whole.bytes,
-  );
-  try {
-    for (const { reading, range } of stretches) {
-      const blank = new Set(range.blank);
-      for (let line = range.line; line < range.line + range.lines; line++) {
-        if (blank.has(line)) continue;
-        const text = await nextLine(reading);
-        yield merged(text, line, (id) => register.claim(id, line));
-      }
-    }
-    for (const { shard, lines, hash, bytes } of readings) {
-      const { output } = shard.manifest;
-      if (!(await lines.next()).done || bytes !== output.bytes || hash.digest("hex") !== output.sha256)
-        throw changed(shard);
-    }
-  } finally {
-    for (const { lines } of readings) await lines.return(undefined);
-  }
-}
-
-function checkTiling(ranges: readonly ShardRange[], size: number): void {
   let at = 0;
-  for (const { start, end } of ranges) {
-    if (start !== at) break;
-    at = end;
+  for (const { range } of stretches) {
+    if (range.start !== at) break;
+    at = range.end;
   }
-  if (at === size) return;
-  throw new StratumError(
-    "usage/bad-shard",
-    `the shards leave out or share what lies at byte ${at} of the input`,
-    "rank the shards again: their records contradict each other",
-  );
-}
-
-async function nextLine(reading: Reading): Promise<string> {
-  const { value, done } = await reading.lines.next();
-  if (done || value.bytes === null) throw changed(reading.shard);
-  const text = `${Buffer.from(value.bytes).toString("utf8")}\n`;
-  reading.hash.update(text);
-  reading.bytes += Buffer.byteLength(text);
-  return text;
-}
-
-function changed({ path, manifest }: FoundShard): StratumError {
-  return new StratumError(
-    "usage/shard-changed",
-    `${path} is not what its record says: ${manifest.lists} rankings in ${manifest.output.bytes} bytes`,
-    "rank this shard again, with --restart",
-  );
-}
-
-/** Every record begins with its id. */
-const HEAD = /^\{"id":("(?:[^"\\]|\\.)*"|-?[0-9][^,}]*),("error":\{"code":"([^"]*)","message":"((?:[^"\\]|\\.)*)")?/;
-/** Errors of lines whose id could not be read: their number stands for it, and nothing is said of it. */
-const UNREAD = ["list/bad-utf8", "list/bad-json", "list/too-long"];
-
-function merged(text: string, line: number, claim: (id: Id) => number | undefined): MergedLine {
-  const head = HEAD.exec(text);
-  if (head === null) {
+  if (at !== shards[0].manifest.whole.bytes) {
     throw new StratumError(
       "usage/bad-shard",
-      `the record of line ${line} has no id: ${show(text.slice(0, 80))}`,
-      "give files that `stratum rank --shard` wrote",
+      `the shards leave out or share what lies at byte ${at} of the input`,
+      "make the shards again: their records contradict each other",
     );
   }
-  const [, idText, failed, code = "", message = ""] = head;
-  const id = JSON.parse(idText) as Id;
-  const earlier = claim(id);
-  const unread = UNREAD.includes(code) || message.startsWith(`line ${line}: id:`);
-  if (earlier === undefined || unread || code === "list/duplicate-id") return { text, failed: failed !== undefined };
-  return { text: toJsonLine(errorRecord(id, atLine(duplicateId(id, earlier), line))), failed: true };
+  for (const { shard, range } of stretches) {
+    const blank = new Set(range.blank);
+    for (let line = range.line; line < range.line + range.lines; line++)
+      if (!blank.has(line)) yield { shard, line, end: range.end };
+  }
+}
+
+/** How many lines of the input have a place in the output. */
+export function countPlaced(shards: readonly FoundShard[]): number {
+  return shards
+    .flatMap(({ manifest }) => manifest.ranges)
+    .reduce((sum, { lines, blank }) => sum + lines - blank.length, 0);
+}
+
+export interface PlacedRecord {
+  readonly line: number;
+  readonly id: Id;
+  /** Of a line that could not be used. */
+  readonly error?: { readonly code: string; readonly message: string } | undefined;
+}
+
+/**
+ * Claims the id of a record, in the order of the input: shards know nothing of each other's ids.
+ * @returns the error that one run would have given, where an earlier line has the id
+ */
+export function claimPlaced(register: IdRegister, { line, id, error }: PlacedRecord): StratumError | null {
+  const earlier = register.claim(id, line);
+  if (earlier === undefined || (error !== undefined && isIdUnread(error.code, error.message, line))) return null;
+  return atLine(duplicateId(id, earlier), line);
 }

@@ -10,14 +10,20 @@ import { createJournal, type Machine, positionSchema } from "./journal.ts";
 import { START } from "./json-lines.ts";
 import { createLineSink, type LineSink } from "./line-sink.ts";
 import { forget, journalPath, type Resumed, type ResumeRequest, resume } from "./resume.ts";
-import { createStatesWriter, type StatesWriter, type StatesWriterOptions } from "./states-writer.ts";
+import {
+  createStatesWriter,
+  indexPath,
+  partPath,
+  type StatesWriter,
+  type StatesWriterOptions,
+} from "./states-writer.ts";
 
 const count = z.int().min(0);
 const part = z.object({ sequences: count, bytes: count });
-const countsSchema = z.object({ lines: count, failed: count, sequences: count, tokens: count });
+export const extractCounts = z.object({ lines: count, failed: count, sequences: count, tokens: count });
 
 /** Of all lines so far, those of earlier runs included. */
-export type ExtractCounts = Readonly<z.infer<typeof countsSchema>>;
+export type ExtractCounts = Readonly<z.infer<typeof extractCounts>>;
 
 const stateSchema = z.object({
   position: positionSchema,
@@ -27,7 +33,7 @@ const stateSchema = z.object({
   part: part.extend({ index: count }),
   /** The part under way is about to become whole. */
   ending: z.boolean(),
-  counts: countsSchema,
+  counts: extractCounts,
   finishing: z.boolean(),
 });
 
@@ -48,19 +54,34 @@ export interface StatesFile {
   begin(machine: Machine, metadata: Readonly<Record<string, string>>): Promise<StatesSink>;
 }
 
-export interface StatesSink {
-  readonly counts: ExtractCounts;
-  /** @throws {StratumError} `file/write-failed`, `usage/in-use` */
-  write(outcome: ExtractOutcome): Promise<void>;
-  /** @returns the files' names */
-  finish(): Promise<readonly string[]>;
-  /** The work ended early: what was done stays, for a later run. */
-  leave(): Promise<void>;
+type Extracted = ExtractOutcome & { readonly kind: "extracted" };
+
+/** What became of one line, its error as it is written. */
+export type StatesRecord =
+  | Extracted
+  | (Omit<ExtractOutcome & { readonly kind: "failed" }, "error"> & {
+      readonly error: { readonly code: string; readonly message: string; readonly fix: string };
+    });
+
+/** A file, and where it lies until the last one has its name. */
+export interface PlacedFile {
+  readonly name: string;
+  readonly at: string;
 }
 
-/** `OUT.index.jsonl`: a line a sequence. */
-export function indexPath(output: string): string {
-  return `${output}.index.jsonl`;
+export interface StatesSink {
+  readonly counts: ExtractCounts;
+  /** How many numbered parts there are, once it is finished; 0 for one file. */
+  readonly parts: number;
+  /** @throws {StratumError} `file/write-failed`, `usage/in-use` */
+  write(record: StatesRecord): Promise<void>;
+  /**
+   * @param last runs when all is whole, before the last file gets its name; it may be cut short and done again
+   * @returns the files' names
+   */
+  finish(last?: (files: readonly PlacedFile[]) => Promise<void>): Promise<readonly string[]>;
+  /** The work ended early: what was done stays, for a later run. */
+  leave(): Promise<void>;
 }
 
 const indexLine = z.object({ tokens: z.int().min(1).optional() });
@@ -73,7 +94,7 @@ export async function openStatesFile(request: StatesFileRequest): Promise<States
   const { output, restart, states } = request;
   const index = indexPath(output);
   const partial = `${index}.partial`;
-  if (restart) await forget(output, [partial, `${output}.partial`, `${output}.partial.body`]);
+  if (restart) await forgetStates(output);
   const size = await stat(partial).then(
     (found) => found.size,
     () => null,
@@ -134,11 +155,22 @@ async function tell(sink: LineSink<StatesState>, state: StatesState): Promise<vo
   await sink.settle();
 }
 
+/** Throws away what an unfinished run left. */
+export async function forgetStates(output: string): Promise<void> {
+  const files = [`${indexPath(output)}.partial`, `${output}.partial`, `${output}.partial.body`];
+  for (let part = 1; existsSync(`${partPath(output, part)}.partial`); part++)
+    files.push(`${partPath(output, part)}.partial`);
+  await forget(output, files);
+}
+
 function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: string, begun: number): StatesSink {
   let partIndex = begun;
   return {
     get counts() {
       return sink.state.counts;
+    },
+    get parts() {
+      return writer.progress.parts.length;
     },
     async write(outcome) {
       const { position } = outcome;
@@ -168,10 +200,11 @@ function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: st
       const next = { position, parts: [...parts], part: { ...part, index: partIndex }, counts };
       await sink.write(text, { ...next, ending: false, finishing: false });
     },
-    async finish() {
+    async finish(last) {
       let written: readonly string[] = [];
       await sink.finish(async () => {
         written = await writer.finish();
+        await last?.(placed(written, index));
       });
       return [...written, index];
     },
@@ -190,9 +223,13 @@ function finishedSink(
 ): StatesSink {
   return {
     counts,
+    get parts() {
+      return writer.progress.parts.length;
+    },
     write: async () => undefined,
-    async finish() {
+    async finish(last) {
       const written = await writer.finish();
+      await last?.(placed(written, index));
       if (existsSync(partial)) await rename(partial, index);
       await syncFolder(dirname(output));
       await forget(output, []);
@@ -202,7 +239,13 @@ function finishedSink(
   };
 }
 
-function indexLines(outcome: ExtractOutcome & { readonly kind: "extracted" }, first: number): string {
+/** The files of a run that is all but over: the index has its name last. */
+function placed(written: readonly string[], index: string): PlacedFile[] {
+  const partial = `${index}.partial`;
+  return [...written.map((name) => ({ name, at: name })), { name: index, at: existsSync(partial) ? partial : index }];
+}
+
+function indexLines(outcome: Extracted, first: number): string {
   const { line, id, source, notes, sequences } = outcome;
   return sequences
     .map(({ candidate, ids }, k) => {

@@ -46,12 +46,19 @@ export function checkShard({ index, count }: Shard): Shard {
 
 /**
  * The lines of one shard of a regular file.
- * @throws {StratumError} `file/unreadable`
+ * @throws {StratumError} `file/unreadable`, `usage/shard` for a pipe
  */
 export async function planShard(path: string, shard: Shard): Promise<ShardPlan> {
   try {
-    return await deal(path, (await stat(path)).size, shard);
+    const found = await stat(path);
+    if (found.isFile()) return await deal(path, found.size, shard);
+    throw new StratumError(
+      "usage/shard",
+      `${path} is no regular file: each shard reads all of it to know its own lines`,
+      "write it to a file first, one that all shards can read",
+    );
   } catch (cause) {
+    if (cause instanceof StratumError) throw cause;
     throw new StratumError("file/unreadable", `cannot read ${path}: ${messageOf(cause)}`, "check the path", cause);
   }
 }
@@ -95,7 +102,7 @@ async function deal(path: string, size: number, { index, count }: Shard): Promis
   return { total: own, ranges, whole: { lines: line, bytes: offset, sha256: hash.digest("hex") } };
 }
 
-/** `rankings-00002-of-00008.jsonl` for shard 2 of 8 of `rankings.jsonl`: as checkpoints name theirs. */
+/** `out-00002-of-00008.jsonl` for shard 2 of 8 of `out.jsonl`: as checkpoints name theirs. */
 export function shardPath(output: string, { index, count }: Shard): string {
   const name = output.slice(Math.max(output.lastIndexOf("/"), output.lastIndexOf("\\")) + 1);
   const dot = name.lastIndexOf(".");
@@ -104,7 +111,7 @@ export function shardPath(output: string, { index, count }: Shard): string {
   return `${output.slice(0, cut)}-${number(index)}-of-${number(count)}${output.slice(cut)}`;
 }
 
-/** Beside a shard's rankings: whose they are. */
+/** Beside a shard's output: whose it is. */
 export function manifestPath(output: string): string {
   return `${output}.shard.json`;
 }
@@ -117,7 +124,7 @@ export async function divisions(output: string): Promise<number[]> {
     const [, index, count] = /-(\d{5,})-of-(\d{5,})/.exec(name) ?? [];
     if (index === undefined || Number(count) < 1) continue;
     const own = basename(shardPath(output, { index: Number(index), count: Number(count) }));
-    if (name === own || name === journalPath(own)) counts.add(Number(count));
+    if ([own, manifestPath(own), journalPath(own)].includes(name)) counts.add(Number(count));
   }
   return [...counts].sort((a, b) => a - b);
 }

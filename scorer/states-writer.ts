@@ -71,10 +71,21 @@ const EARLIER_INDEX = {
 } as const;
 
 /** `states-00002.safetensors` for part 2 of `states.safetensors`. */
-function partPath(path: string, part: number): string {
+export function partPath(path: string, part: number): string {
   const name = basename(path);
   const dot = name.endsWith(".safetensors") ? name.length - ".safetensors".length : name.length;
   return join(dirname(path), `${name.slice(0, dot)}-${String(part).padStart(5, "0")}${name.slice(dot)}`);
+}
+
+/** `OUT.index.jsonl`: a line a sequence. */
+export function indexPath(output: string): string {
+  return `${output}.index.jsonl`;
+}
+
+/** The names of finished states: of one file without parts, else of the parts and of the index of their tensors. */
+export function statesPaths(path: string, parts: number): string[] {
+  if (parts === 0) return [path];
+  return [...Array.from({ length: parts }, (_, i) => partPath(path, i + 1)), `${path}.index.json`];
 }
 
 /**
@@ -197,19 +208,19 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
         // A part that became whole and was then found to be the only one.
         await guarded(() => renameIfThere(`${path}.partial`, path));
         await guarded(() => removeAll(earlier));
-        return [path];
+        return statesPaths(path, 0);
       }
       if (inPart > 0) await endPart();
       else await writer?.abort();
-      const written = parts.map((_, i) => partPath(path, i + 1));
+      const written = statesPaths(path, parts.length);
       await guarded(async () => {
         await writeFile(`${index}.partial`, indexText(path, parts));
         await rm(index, { force: true });
-        for (const file of written) await renameIfThere(`${file}.partial`, file);
+        for (const file of written.slice(0, -1)) await renameIfThere(`${file}.partial`, file);
         await rename(`${index}.partial`, index);
         await removeAll([path, ...earlier.filter((file) => !written.includes(file))]);
       });
-      return [...written, index];
+      return written;
     },
     async leave() {
       await (inPart === 0 ? writer?.abort() : writer?.leave());

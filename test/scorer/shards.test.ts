@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
-import { mergedLines, openShards, shardFiles } from "../../scorer/merge.ts";
+import { openShards, shardFiles } from "../../scorer/merge.ts";
+import { mergedLines } from "../../scorer/merge-rankings.ts";
 import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
 import { writeManifest } from "../../scorer/shard-manifest.ts";
 import {
@@ -168,8 +169,9 @@ async function rankShards(name: string, count: number, text = TEXT, run = { laye
       if (line.kind === "error") failed++;
     }
     writeFileSync(path, records.join(""));
-    await writeManifest(input, path, path, {
-      ...{ shard: { index, count }, run, ranges, whole, input: null, machine: MACHINE, lists: records.length, failed },
+    await writeManifest(input, path, [path], {
+      ...{ shard: { index, count }, run, ranges, whole, input: null, machine: MACHINE, states: null },
+      counts: { lists: records.length, failed },
     });
   }
   return output;

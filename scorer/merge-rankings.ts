@@ -1,0 +1,53 @@
+/** Rankings of shards, put together in the order of the input: what one run over all of it would have written. */
+import { StratumError } from "../errors.ts";
+import { show } from "../weights/json.ts";
+import { createIdRegister } from "./id-register.ts";
+import type { Id } from "./lists.ts";
+import { claimPlaced, type FoundShard, placedLines } from "./merge.ts";
+import { errorRecord, toJsonLine } from "./rankings.ts";
+import { readLines } from "./shard-reading.ts";
+
+export interface MergedLine {
+  /** With its newline. */
+  readonly text: string;
+  readonly failed: boolean;
+}
+
+/**
+ * The lines of all shards in the order of the input. Ids that two shards use are found here, and give the error that one
+ * run would have given.
+ * @throws {StratumError} `usage/shard-changed` where a shard's rankings are not those of its record, `usage/bad-shard`
+ */
+export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerator<MergedLine> {
+  const register = createIdRegister();
+  const readings = shards.map(({ path, manifest }) => readLines(path, manifest.files[0]));
+  try {
+    for (const { shard, line } of placedLines(shards)) {
+      const text = await readings[shard].next();
+      const { id, error } = headOf(text, line);
+      const twice = claimPlaced(register, { line, id, error });
+      yield twice === null
+        ? { text: `${text}\n`, failed: error !== undefined }
+        : { text: toJsonLine(errorRecord(id, twice)), failed: true };
+    }
+    for (const reading of readings) await reading.end();
+  } finally {
+    for (const reading of readings) await reading.close();
+  }
+}
+
+/** Every record begins with its id, and an error's with its code and message: long ones are not parsed whole. */
+const HEAD = /^\{"id":("(?:[^"\\]|\\.)*"|-?[0-9][^,}]*),("error":\{"code":"([^"]*)","message":"((?:[^"\\]|\\.)*)")?/;
+
+function headOf(text: string, line: number) {
+  const head = HEAD.exec(text);
+  if (head === null) {
+    throw new StratumError(
+      "usage/bad-shard",
+      `the record of line ${line} has no id: ${show(text.slice(0, 80))}`,
+      "give files that `rank --shard` wrote",
+    );
+  }
+  const [, id, failed, code = "", message = ""] = head;
+  return { id: JSON.parse(id) as Id, error: failed === undefined ? undefined : { code, message } };
+}
