@@ -12,6 +12,7 @@ import { sumBytes } from "../engine/planned-buffer.ts";
 import { StratumError } from "../errors.ts";
 import { type Pooling, runPooling } from "../scorer/encode.ts";
 import type { Pool, PoolRun } from "../scorer/pool.ts";
+import { SCORER_FILES } from "../scorer/pool-submit.ts";
 import type { RunRanker } from "../scorer/pool-worker.ts";
 import { createRanker, type RankOptions } from "../scorer/rank.ts";
 import { planScorer } from "../scorer/scorer.ts";
@@ -27,6 +28,7 @@ import {
 import { showDownload } from "./download.ts";
 import { formatCount } from "./format.ts";
 import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
+import { scorerFact } from "./run-facts.ts";
 import { EXIT, note, reportError, stopSignal } from "./terminal.ts";
 import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
 
@@ -137,14 +139,24 @@ async function openRun(opened: Engine, pool: Pool, run: PoolRun, flags: WorkerFl
   }
 }
 
-/** The scorer that was submitted with the run. */
+/**
+ * The scorer that was submitted with the run.
+ * @throws {StratumError} `queue/other-scorer` where Redis lost it, or has another
+ */
 async function scorerOf({ redis, key }: Pool, run: PoolRun) {
+  const wanted = run.facts["scorer"];
+  if (wanted === "cosine") return undefined;
   const files = await redis.hgetallBuffer(key("run", run.id, "scorer"));
-  if (Object.keys(files).length === 0) return undefined;
   const folder = await mkdtemp(join(tmpdir(), "stratum-scorer-"));
   try {
-    for (const [name, bytes] of Object.entries(files)) {
-      if (name === "scorer.json" || name === "scorer.safetensors") await writeFile(join(folder, name), bytes);
+    for (const name of SCORER_FILES) if (files[name] !== undefined) await writeFile(join(folder, name), files[name]);
+    const found = SCORER_FILES.every((name) => files[name] !== undefined) ? await scorerFact(folder) : "none";
+    if (found !== wanted) {
+      throw new StratumError(
+        "queue/other-scorer",
+        `run ${run.id} was submitted with scorer ${wanted}, and the queue holds ${found}`,
+        "submit the same lists with the same --scorer again, which puts it back; and let Redis evict nothing (maxmemory-policy noeviction)",
+      );
     }
     return await loadScorer(folder);
   } finally {

@@ -109,20 +109,38 @@ export function connect(url: string): Redis {
   return redis;
 }
 
-/** @throws {StratumError} `queue/address`, `queue/unreachable` */
+/** @throws {StratumError} `usage/queue`, `queue/unreachable`, `queue/refused` */
 export async function openPool(address: PoolAddress): Promise<Pool> {
   const { url, name } = address;
-  if (!/^rediss?:\/\/./.test(url)) {
-    throw new StratumError("usage/queue", `${url} is not the address of a Redis`, "give redis://host:6379");
+  if (!/^rediss?:\/\/./.test(url) || !URL.canParse(url)) {
+    throw new StratumError(
+      "usage/queue",
+      `${withoutPassword(url)} is not the address of a Redis`,
+      "give redis://[user:password@]host:6379, with / @ : # and % of a password as %2F %40 %3A %23 %25",
+    );
   }
   if (!/^[\w.-]+$/.test(name)) {
     throw new StratumError("usage/queue", `a pool cannot be called ${name}`, "use letters, digits, - _ and .");
   }
   const redis = connect(url);
+  // The promise says only that the connection closed; why was told before.
+  let reason: unknown;
+  redis.on("error", (error) => {
+    reason = error;
+  });
   try {
     await within(redis.connect(), 10_000);
-  } catch (cause) {
+  } catch (closed) {
     redis.disconnect();
+    const cause = reason ?? closed;
+    if (/NOAUTH|WRONGPASS|NOPERM/.test(messageOf(cause))) {
+      throw new StratumError(
+        "queue/refused",
+        `the Redis at ${withoutPassword(url)} refuses: ${messageOf(cause)}`,
+        "give user and password with --queue or STRATUM_QUEUE: redis://user:password@host:6379",
+        cause,
+      );
+    }
     throw new StratumError(
       "queue/unreachable",
       `no Redis answers at ${withoutPassword(url)}: ${messageOf(cause)}`,
@@ -147,9 +165,9 @@ export async function openPool(address: PoolAddress): Promise<Pool> {
 /** The prefix that workers need, too. */
 export const QUEUE_PREFIX = PREFIX;
 
-/** An address that may be shown. */
+/** An address that may be shown: a password may hold @ and /, and may stand in the query. */
 export function withoutPassword(url: string): string {
-  return url.replace(/\/\/[^@/]*@/, "//***@");
+  return url.replace(/^([a-z]+:\/\/)?.*@/is, "$1***@").replace(/\?.*/s, "?***");
 }
 
 async function within<T>(work: Promise<T>, milliseconds: number): Promise<T> {

@@ -23,6 +23,7 @@ import { type RedisServer, startRedis } from "../support/redis.ts";
 import { writeTinyLists } from "../support/tiny-lists.ts";
 
 const LONG = { hangsMs: 600_000 };
+const LONG_TEST = { timeout: 600_000 };
 
 let redis: RedisServer;
 let folder: Folder;
@@ -172,4 +173,75 @@ describe("the commands", () => {
     const other = await stratum(["collect", "--queue", "http://x", "--status"]);
     expect([other.code, errorCodes(other.stderr)]).toEqual([2, ["usage/queue"]]);
   });
+
+  it.each([
+    ["http://u:hunter2@127.0.0.1:1", "usage/queue"],
+    ["redis://u:hun/ter2@127.0.0.1:1", "usage/queue"],
+    ["redis://u:hun@ter2@127.0.0.1:1", "queue/unreachable"],
+    ["u:hunter2@127.0.0.1:1", "usage/queue"],
+    ["redis://127.0.0.1:1?password=hunter2", "queue/unreachable"],
+  ])("%s is refused without its password", async (url, code) => {
+    const { stderr } = await stratum(["collect", "--queue", url, "--status"]);
+    expect(errorCodes(stderr)).toEqual([code]);
+    expect(stderr).not.toMatch(/hun|ter2/);
+  });
+
+  it("a Redis that wants another password says so", async () => {
+    await using pool = await openPool({ url: redis.url, name: "password" });
+    await pool.redis.config("SET", "requirepass", "right");
+    try {
+      for (const user of ["", ":wrong@"]) {
+        const url = redis.url.replace("//", `//${user}`);
+        const { code, stderr } = await stratum(["collect", "--queue", url, "--status"]);
+        expect([code, errorCodes(stderr)]).toEqual([3, ["queue/refused"]]);
+        expect(stderr).toMatch(/NOAUTH|WRONGPASS/);
+        expect(stderr).not.toContain("wrong@");
+      }
+    } finally {
+      await pool.redis.config("SET", "requirepass", "");
+    }
+  });
+
+  it(
+    "a scorer that Redis lost, or has another of, is refused and put back by submitting again",
+    LONG_TEST,
+    async () => {
+      const input = join(folder.path, "scored.jsonl");
+      await writeTinyLists(input, 20);
+      const labelled = await folder.write(
+        "labelled.jsonl",
+        Array.from({ length: 12 }, (_, i) =>
+          JSON.stringify({
+            instruction: `q ${i}`,
+            candidates: [1, 0].map((label) => ({ text: `${label} ${i}`, label })),
+          }),
+        ).join("\n"),
+      );
+      const scorer = join(folder.path, "scorer");
+      expect((await stratum(["train", labelled, "-o", scorer, "--epochs", "1"], LONG)).code).toBe(0);
+      const queue = ["--queue", redis.url, "--name", "scorer"];
+      const submit = () => stratum(["submit", input, "--scorer", scorer, ...queue, "--json"], LONG);
+      const drain = () => stratum(["worker", ...queue, "--drain"], LONG);
+      const run = JSON.parse((await submit()).stdout) as { id: string };
+      await using pool = await openPool({ url: redis.url, name: "scorer" });
+      const key = pool.key("run", run.id, "scorer");
+      const refused = async () => {
+        const { code, stderr } = await drain();
+        expect([code, errorCodes(stderr)]).toEqual([3, ["queue/other-scorer"]]);
+        expect((await poolStatus(pool, run.id)).done).toBe(0);
+      };
+      await pool.redis.del(key);
+      await refused();
+      expect((await submit()).code).toBe(0);
+      await pool.redis.hset(key, "scorer.json", "{}");
+      await refused();
+      expect((await submit()).code).toBe(0);
+      expect((await drain()).code).toBe(0);
+      const [out, whole] = [join(folder.path, "scored-out.jsonl"), join(folder.path, "scored-whole.jsonl")];
+      const collected = await stratum(["collect", ...queue, "-o", out], LONG);
+      const ranked = await stratum(["rank", input, "--scorer", scorer, "-o", whole], LONG);
+      expect(collected.code).toBe(ranked.code);
+      expect(readFileSync(out).equals(readFileSync(whole))).toBe(true);
+    },
+  );
 });
