@@ -3,6 +3,7 @@ import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import type { Message } from "../weights/chat-template.ts";
 import { clip } from "../weights/json.ts";
+import { nonEmpty } from "../weights/schema.ts";
 
 /** A conversation whose last turn is the response. */
 export interface Answered {
@@ -10,12 +11,12 @@ export interface Answered {
   readonly response: string;
 }
 
-const content = z.union([z.string(), z.array(z.looseObject({ type: z.literal("text"), text: z.string() })).min(1)]);
+const content = z.union([z.string(), nonEmpty(z.array(z.looseObject({ type: z.literal("text"), text: z.string() })))]);
 const turn = z.union([
-  z.looseObject({ role: z.string().min(1), content }),
-  z.looseObject({ from: z.string().min(1), value: z.string() }),
+  z.looseObject({ role: nonEmpty(z.string()), content }),
+  z.looseObject({ from: nonEmpty(z.string()), value: z.string() }),
 ]);
-const turns = z.array(turn).min(1);
+const turns = nonEmpty(z.array(turn));
 
 /** What the roles of ShareGPT's spelling are called in a chat template. */
 const ROLES: Readonly<Record<string, string>> = {

@@ -7,6 +7,7 @@ import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import type { Message } from "../weights/chat-template.ts";
 import { clip, findJsonFault, isJsonObject, MAX_JSON_DEPTH } from "../weights/json.ts";
+import { nonEmpty } from "../weights/schema.ts";
 import { LONE_SURROGATE } from "../weights/tokenizer.ts";
 import { createIdRegister, type IdRegister } from "./id-register.ts";
 import {
@@ -115,19 +116,21 @@ const id = z.union([text, idNumber], { error: idError });
 const label = z.union([z.number(), z.boolean()], { error: "expected a finite number, true or false" });
 const part = z.looseObject({ type: z.literal("text"), text });
 const message = z.looseObject({
-  role: text.min(1),
-  content: z.union([text, z.array(part).min(1)], { error: 'expected a string or a list of {"type": "text", "text"}' }),
+  role: nonEmpty(text),
+  content: z.union([text, nonEmpty(z.array(part))], {
+    error: 'expected a string or a list of {"type": "text", "text"}',
+  }),
 });
-const messages = z.array(message).min(1);
+const messages = nonEmpty(z.array(message));
 const candidate = z.looseObject({ text, label: label.optional(), id: id.optional() });
-const tokenIds = z
-  .array(
+const tokenIds = nonEmpty(
+  z.array(
     z
       .int({ error: "expected a token id: a whole number from 0" })
       .min(0)
       .max(2 ** 31 - 1),
-  )
-  .min(1);
+  ),
+);
 
 /**
  * Lists of a JSONL source, in order. Blank lines are skipped; a byte order mark and CRLF are allowed. Ids are compared

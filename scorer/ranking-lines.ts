@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { clip } from "../weights/json.ts";
+import { nonEmpty } from "../weights/schema.ts";
 import { isBlank, type ListSource, splitLines } from "./json-lines.ts";
 import { atLine, type Fields, type Id, type List, type ListLine, parseLine, readLists } from "./lists.ts";
 import type { SafeOptions } from "./measures.ts";
@@ -9,16 +10,16 @@ import type { SafeOptions } from "./measures.ts";
 const id = z.union([z.string(), z.number()]);
 const ranking = z.looseObject({
   id,
-  results: z
-    .array(
+  results: nonEmpty(
+    z.array(
       z.looseObject({
         index: z.int().min(0),
         id: id.optional(),
         relevance_score: z.number(),
         document: z.looseObject({}).optional(),
       }),
-    )
-    .min(1),
+    ),
+  ),
   abstained: z.boolean().optional(),
 });
 const failure = z.looseObject({ id, error: z.looseObject({ code: z.string(), message: z.string() }) });

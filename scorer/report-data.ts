@@ -4,6 +4,7 @@
  * rows. Measures are shares in [0, 1], times milliseconds, sizes bytes; what could not be measured is null, never 0.
  */
 import { z } from "zod";
+import { nonEmpty } from "../weights/schema.ts";
 import { statesSchema } from "./states-data.ts";
 
 /** Another shape of the files is another version. */
@@ -31,8 +32,8 @@ const pooling = z.string();
  * Which states a method reads: those of one layer, or of several, one after the other, under one pooling. Both null: the
  * method reads texts alone.
  */
-const place = { layers: z.array(layer).min(1).nullable(), pooling: pooling.nullable() };
-const statePlace = { layers: z.array(layer).min(1), pooling };
+const place = { layers: nonEmpty(z.array(layer)).nullable(), pooling: pooling.nullable() };
+const statePlace = { layers: nonEmpty(z.array(layer)), pooling };
 
 const measures = {
   top1: maybeEstimate,
@@ -88,7 +89,7 @@ const runSchema = z.object({
   layers: z.array(layer),
   poolings: z.array(pooling),
   /** Layers that are read together, a method's input being their states one after the other. */
-  concat: z.array(z.array(layer).min(2)),
+  concat: z.array(nonEmpty(z.array(layer), 2)),
   options: z.object({
     /** Share of the lists that is measured, by instruction. */
     test_share: z.number(),
@@ -177,7 +178,7 @@ const recommendationSchema = z.object({
   /** The best against the method's other places, then against chance, texts alone and the control. */
   differences: z.array(differenceSchema),
   /** Sentences. */
-  reason: z.array(z.string()).min(1),
+  reason: nonEmpty(z.array(z.string())),
 });
 
 /** Trained on one file, measured on another. */

@@ -23,6 +23,7 @@ import {
 import { clip, isJsonObject, isSystemError, readJsonFile, show, statRegular, unreadable } from "../weights/json.ts";
 import { openSafetensors, type SafetensorsFile } from "../weights/safetensors.ts";
 import { writeSafetensors } from "../weights/safetensors-writer.ts";
+import { nonEmpty } from "../weights/schema.ts";
 import { isPooling, POOLING_NAMES, type Pooling } from "./encode.ts";
 import type { Standardisation } from "./feeder.ts";
 import { checkScorerSpec, type ParameterShape, parameterShapes, SCORER_HEADS, type ScorerSpec } from "./scorer-spec.ts";
@@ -70,7 +71,7 @@ const size = z.int().min(1);
 const configSchema = z.object({
   format: z.literal("stratum-scorer"),
   version: z.literal(SCORER_FORMAT_VERSION),
-  base_model: z.object({ name: z.string(), fingerprint: z.string().min(1) }).nullable(),
+  base_model: z.object({ name: z.string(), fingerprint: nonEmpty(z.string()) }).nullable(),
   layer: z.int().min(0).nullable(),
   pooling: z
     .custom<Pooling>((value) => typeof value === "string" && isPooling(value), `one of ${POOLING_NAMES}`)

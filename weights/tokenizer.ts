@@ -10,6 +10,7 @@ import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import { clip, readJsonFile } from "./json.ts";
 import { modelFile } from "./model-folder.ts";
+import { nonEmpty } from "./schema.ts";
 import { withinTime } from "./time-bound.ts";
 import { checkTokenizerLimits, unigramToken } from "./tokenizer-limits.ts";
 
@@ -64,7 +65,7 @@ export interface TokenizerConfig {
   readonly special: readonly TokenFlags[];
 }
 
-const addedTokenSchema = z.looseObject({ id: z.int().min(0).max(MAX_ID), content: z.string().min(1) });
+const addedTokenSchema = z.looseObject({ id: z.int().min(0).max(MAX_ID), content: nonEmpty(z.string()) });
 const tokenizerSchema = z.looseObject({
   added_tokens: z.array(addedTokenSchema).nullish(),
   model: z.looseObject({ type: z.string().optional() }),
@@ -76,7 +77,7 @@ const tokenValueSchema = z.union([
   z.looseObject({ content: z.string() }).transform((token) => token.content),
 ]);
 const flagsSchema = z.object({
-  content: z.string().min(1),
+  content: nonEmpty(z.string()),
   lstrip: z.boolean().default(false),
   rstrip: z.boolean().default(false),
   normalized: z.boolean().default(false),

@@ -184,6 +184,18 @@ describe("a line that cannot be used", () => {
       "list/bad-shape",
       /both 'instruction' and 'messages'/,
     ],
+    [
+      "messages whose length is an object",
+      '{"messages":{"length":{"toString":1,"valueOf":2}},"candidates":["x"]}',
+      "list/bad-shape",
+      /^line 1: messages: /,
+    ],
+    [
+      "a role whose length is an object",
+      '{"messages":[{"role":{"length":{"toString":1,"valueOf":2}},"content":"x"}],"candidates":["x"]}',
+      "list/bad-shape",
+      /^line 1: messages/,
+    ],
     ["null instruction", '{"instruction":null,"candidates":["x"]}', "list/bad-shape", /^line 1: instruction: /],
     ["no messages", '{"messages":[],"candidates":["x"]}', "list/bad-shape", /^line 1: messages: /],
     ["a role", '{"messages":[{"role":"","content":"q"}],"candidates":["x"]}', "list/bad-shape", /messages\[0\]\.role/],

@@ -113,6 +113,9 @@ const VALUES: readonly Json[] = [
   [1, 2],
   { a: 1 },
   { toString: 1, valueOf: 2 },
+  // What compares a length, or a size, with a number.
+  { length: { toString: 1, valueOf: 2 } },
+  { size: { toString: 1, valueOf: 2 } },
 ];
 
 interface JsonEdit {
