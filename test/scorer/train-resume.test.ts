@@ -112,19 +112,21 @@ describe("a run that is stopped", () => {
       const labels = features.labels.slice();
       labels.copyWithin(features.offsets[3]!, features.offsets[3]! + 1, features.offsets[4]!).reverse();
       const lists = Array.from({ length: 59 }, (_, b) => b);
-      const cases: [string, Promise<unknown>][] = [
-        ["states", outcome({}, resume("stopped.safetensors"), arraySource({ ...features, resp }))],
-        ["labels", outcome({}, resume("stopped.safetensors"), arraySource({ ...features, labels }))],
-        ["lists", outcome({}, { ...resume("stopped.safetensors"), lists })],
+      // Each begun when it is waited for: a promise that fails before that is an error of its own.
+      const cases: [string, () => Promise<unknown>][] = [
+        ["states", () => outcome({}, resume("stopped.safetensors"), arraySource({ ...features, resp }))],
+        ["labels", () => outcome({}, resume("stopped.safetensors"), arraySource({ ...features, labels }))],
+        ["lists", () => outcome({}, { ...resume("stopped.safetensors"), lists })],
         [
           "instructions",
-          outcome({}, { ...resume("stopped.safetensors"), instructions: lists.concat(59).map((b) => `${b >> 1}`) }),
+          () =>
+            outcome({}, { ...resume("stopped.safetensors"), instructions: lists.concat(59).map((b) => `${b >> 1}`) }),
         ],
-        ["init", outcome({}, { ...resume("stopped.safetensors"), init: initialWeights(spec, 9) })],
-        ["kernels", outcome({}, { ...resume("stopped.safetensors"), kernels: "0123456789abcdef" })],
+        ["init", () => outcome({}, { ...resume("stopped.safetensors"), init: initialWeights(spec, 9) })],
+        ["kernels", () => outcome({}, { ...resume("stopped.safetensors"), kernels: "0123456789abcdef" })],
       ];
-      for (const [name, promise] of cases) {
-        const { code, message } = await failure(promise);
+      for (const [name, begin] of cases) {
+        const { code, message } = await failure(begin());
         expect([name, code]).toEqual([name, "train/other-run"]);
         expect(message).toContain(`: ${name} was `);
         expect(message).not.toContain(";");
