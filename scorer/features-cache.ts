@@ -20,6 +20,7 @@ import {
   writeSynced,
 } from "../weights/durable.ts";
 import { readJsonFile, statRegular, unreadable } from "../weights/json.ts";
+import { sealed, unsealed } from "../weights/seal.ts";
 import type { Pooling } from "./encode.ts";
 import type { FeatureSource } from "./feature-source.ts";
 import { computeFeatures, type FeatureOptions, type LeftOut, poolingsOf, writeFeatures } from "./features.ts";
@@ -84,7 +85,7 @@ interface Tap {
 
 /** Of folders of the cache: what is in it was made of somebody's texts. */
 const PRIVATE = 0o700;
-const ENTRY_VERSION = 2;
+const ENTRY_VERSION = 3;
 const id = z.union([z.string(), z.number()]);
 const entrySchema = z.object({
   version: z.literal(ENTRY_VERSION),
@@ -266,7 +267,8 @@ async function openEntry(
       bad: "features/damaged",
       fix: "it is computed again",
     });
-    const entry = entrySchema.parse(value);
+    const entry = entrySchema.parse(unsealed(value));
+    if (entryPath(dirname(path), entry.key) !== path) throw new Error("they are another entry's");
     await statRegular(path);
     const sha256 = await hashFile(path);
     if (sha256 !== entry.sha256) throw new Error(`its SHA-256 is ${sha256}, not ${entry.sha256}`);
@@ -370,7 +372,7 @@ async function publish(
     key: { ...key },
   };
   const json = join(dirname(made), basename(jsonPath(path)));
-  await writeSynced(json, `${JSON.stringify(entry)}\n`);
+  await writeSynced(json, `${sealed(entry)}\n`);
   await rename(made, path);
   await rename(json, jsonPath(path));
   await syncFolder(dirname(path));

@@ -3,7 +3,8 @@
  *
  * Its first line holds what makes the run this run and the last state that is known to be on the disk, written under
  * another name, synced and renamed. A line is appended for every chunk since: a state, and a hash of what the chunk put
- * into the run's files. These lines are not synced. A killed process loses none of them; after a power cut those count
+ * into the run's files. Every line carries a hash of itself: a digit that has changed would move where the work goes on.
+ * These lines are not synced. A killed process loses none of them; after a power cut those count
  * whose bytes are there. Once in a while a new first line takes the place of them all, so that the file stays small.
  */
 import { closeSync, openSync, writeSync } from "node:fs";
@@ -14,6 +15,7 @@ import { tileSchema } from "../engine/tuner-cache.ts";
 import { StratumError } from "../errors.ts";
 import { syncFolder, writeSynced } from "../weights/durable.ts";
 import { isSystemError, show } from "../weights/json.ts";
+import { sealed, unsealed } from "../weights/seal.ts";
 
 /** What makes a run this run, by names that a message can show. */
 export type RunFacts = Readonly<Record<string, string | number | boolean | null>>;
@@ -48,7 +50,7 @@ const machineSchema = z.object({
 export type Machine = Readonly<z.infer<typeof machineSchema>>;
 
 const headSchema = z.object({
-  stratum: z.literal("journal 1"),
+  stratum: z.literal("journal 2"),
   run: factsSchema,
   /** What the system says of the input, which changes whenever its bytes do; null for a pipe. */
   input: factsSchema.nullable(),
@@ -104,7 +106,7 @@ export async function readJournal<S>({ path, state, digest }: JournalOptions<S>)
   if (!head.success || !begun.success) {
     throw new StratumError(
       "usage/bad-journal",
-      `${path} is not a journal that this version can read`,
+      `${path} is damaged, or no journal that this version can read`,
       "go on with the version that wrote it, give -o another name, or throw away what there is with --restart (of an output that was appended to: by hand)",
     );
   }
@@ -133,14 +135,14 @@ export function createJournal<S>(path: string, head: JournalHead): Journal<S> {
     },
     append(state, digest) {
       file ??= openSync(path, "a");
-      writeSync(file, `${JSON.stringify({ state, digest })}\n`);
+      writeSync(file, `${sealed({ state, digest })}\n`);
       appended++;
     },
     async checkpoint(state) {
       // One name: a process that is killed here leaves one file, which the next one takes.
       const next = `${path}.next`;
       await rm(next, { force: true });
-      await writeSynced(next, `${JSON.stringify({ stratum: "journal 1", ...head, state })}\n`);
+      await writeSynced(next, `${sealed({ stratum: "journal 2", ...head, state })}\n`);
       close();
       await rename(next, path);
       await syncFolder(dirname(path));
@@ -179,8 +181,8 @@ async function readText(path: string): Promise<string | null> {
 
 function parse(text: string): unknown {
   try {
-    return JSON.parse(text) as unknown;
+    return unsealed(JSON.parse(text));
   } catch {
-    return undefined;
+    return null;
   }
 }

@@ -10,7 +10,7 @@ import { CLAIM_BYTES } from "./id-register.ts";
 import { createJournal, type Machine, positionSchema, readJournal } from "./journal.ts";
 import { START } from "./json-lines.ts";
 import { createLineSink, type LineSink } from "./line-sink.ts";
-import { claimsPath, forget, journalPath, type Resumed, type ResumeRequest, readAt, resume } from "./resume.ts";
+import { claimsPath, forget, journalPath, type Resumed, type ResumeRequest, readStretch, resume } from "./resume.ts";
 
 const count = z.int().min(0);
 
@@ -64,7 +64,11 @@ export async function openRankingsFile(request: RankingsFileRequest): Promise<Ra
     ...request,
     state: stateSchema,
     digest: (from, to) => digestOf(output, partial, from, to),
-    holds: async ({ out, finishing }) => (finishing && !append && found === null) || (found ?? 0) >= out,
+    // What was given its name already is as long as it was.
+    holds: async ({ out, base, finishing }) =>
+      finishing && !append && found === null
+        ? (await sizeOf(output)) === out
+        : (found ?? 0) >= out && out >= base && (await endsLine(partial, out)),
   });
   const counts = { lists: 0, failed: 0, candidates: 0, tokens: 0, abstained: 0 };
   const base = append ? (found ?? 0) : 0;
@@ -95,19 +99,18 @@ function hashChunk(lines: Uint8Array, claims: Uint8Array): string {
 }
 
 async function digestOf(output: string, partial: string, from: RankState, to: RankState): Promise<string | null> {
-  const lines = new Uint8Array(Math.max(0, to.out - from.out));
-  const claims = new Uint8Array(CLAIM_BYTES * Math.max(0, to.position.items - from.position.items));
-  const whole =
-    (await readAt(partial, from.out, lines)) === lines.byteLength &&
-    (await readAt(claimsPath(output), CLAIM_BYTES * from.position.items, claims)) === claims.byteLength;
-  return whole ? hashChunk(lines, claims) : null;
+  const items = to.position.items - from.position.items;
+  const lines = await readStretch(partial, from.out, to.out - from.out);
+  const claims = await readStretch(claimsPath(output), CLAIM_BYTES * from.position.items, CLAIM_BYTES * items);
+  return lines !== null && claims !== null ? hashChunk(lines, claims) : null;
 }
 
 /** Takes away an earlier run; of an output that was appended to, what that run appended. */
 async function startOver(output: string, partial: string, append: boolean): Promise<void> {
   if (append) {
     const found = await readJournal({ path: journalPath(output), state: stateSchema, digest: async () => null });
-    if (found !== null && (await sizeOf(output)) !== null) await truncate(output, found.state.base);
+    // Never longer: that would append zeros.
+    if (found !== null && ((await sizeOf(output)) ?? 0) >= found.state.base) await truncate(output, found.state.base);
     await forget(output, []);
   } else await forget(output, [partial]);
 }
@@ -122,10 +125,13 @@ async function sizeOf(path: string): Promise<number | null> {
   );
 }
 
+/** Whether a line ends at an offset. */
+async function endsLine(path: string, offset: number): Promise<boolean> {
+  return offset === 0 || (await readStretch(path, offset - 1, 1))?.[0] === 0x0a;
+}
+
 async function checkWholeLines(path: string, size: number): Promise<void> {
-  const last = new Uint8Array(1);
-  await readAt(path, size - 1, last);
-  if (last[0] === 0x0a) return;
+  if (await endsLine(path, size)) return;
   throw new StratumError(
     "usage/torn-output",
     `${path} does not end with a line break: its last line is cut`,

@@ -1,13 +1,13 @@
 /** A file of hidden states that a run can go on with: the states, a line a sequence beside it, and the journal. */
 import { existsSync } from "node:fs";
-import { open, rename, stat } from "node:fs/promises";
+import { rename, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { syncFolder } from "../weights/durable.ts";
 import type { ExtractOutcome } from "./extract.ts";
 import { createJournal, type Machine, positionSchema } from "./journal.ts";
-import { START } from "./json-lines.ts";
+import { START, splitLines } from "./json-lines.ts";
 import { createLineSink, type LineSink } from "./line-sink.ts";
 import { forget, journalPath, type Resumed, type ResumeRequest, resume } from "./resume.ts";
 import {
@@ -84,6 +84,8 @@ export interface StatesSink {
   leave(): Promise<void>;
 }
 
+/** Longer than any id that a line of lists can have. */
+const MAX_INDEX_LINE = 2 ** 28;
 const indexLine = z.object({ tokens: z.int().min(1).optional() });
 
 /**
@@ -95,16 +97,19 @@ export async function openStatesFile(request: StatesFileRequest): Promise<States
   const index = indexPath(output);
   const partial = `${index}.partial`;
   if (restart) await forgetStates(output);
-  const size = await stat(partial).then(
-    (found) => found.size,
-    () => null,
-  );
+  const sizeOf = (path: string) =>
+    stat(path).then(
+      (found) => found.size,
+      () => null,
+    );
+  const size = await sizeOf(partial);
   const resumed = await resume<StatesState>({
     ...request,
     state: stateSchema,
     // A chunk counts once it is synced: hashing states again would cost as much as reading them.
     digest: async () => null,
-    holds: async ({ out, finishing }) => (finishing && size === null && existsSync(index)) || (size ?? 0) >= out,
+    holds: async ({ out, finishing }) =>
+      finishing && size === null ? (await sizeOf(index)) === out : (size ?? 0) >= out,
   });
   const begin: StatesState = resumed.state ?? {
     ...{ position: START, out: 0, parts: [], part: { sequences: 0, bytes: 0, index: 0 }, ending: false },
@@ -260,10 +265,11 @@ function indexLines(outcome: Extracted, first: number): string {
 async function tokensOf(path: string, { part: { sequences, index }, out }: StatesState): Promise<number[]> {
   if (sequences === 0) return [];
   const tokens: number[] = [];
-  await using file = await open(path, "r");
-  for await (const text of file.readLines({ start: index, end: out - 1, autoClose: false })) {
-    const line = indexLine.parse(JSON.parse(text));
-    if (line.tokens !== undefined) tokens.push(line.tokens);
+  const from = { line: 0, bytes: index, hash: "" };
+  for await (const { bytes } of splitLines(path, MAX_INDEX_LINE, { from, until: out })) {
+    const line = indexLine.safeParse(parsed(bytes));
+    if (!line.success) break;
+    if (line.data.tokens !== undefined) tokens.push(line.data.tokens);
   }
   if (tokens.length === sequences) return tokens;
   throw new StratumError(
@@ -271,4 +277,12 @@ async function tokensOf(path: string, { part: { sequences, index }, out }: State
     `${path} names ${tokens.length} sequences of the part under way, and ${sequences} were written`,
     "throw away what there is with --restart",
   );
+}
+
+function parsed(bytes: Uint8Array | null): unknown {
+  try {
+    return JSON.parse(Buffer.from(bytes ?? []).toString("utf8")) as unknown;
+  } catch {
+    return undefined;
+  }
 }

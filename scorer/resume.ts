@@ -104,6 +104,15 @@ export async function resume<S extends RunState>(request: ResumeRequest<S>): Pro
   const found = await readJournal({ ...request, path });
   if (found !== null) {
     checkSameFacts(found.head.run, run, output);
+    // Else the rest of the input would be taken for done, and a length that no file has would be asked for.
+    const { line, bytes, items } = found.state.position;
+    if (items > line || line > bytes) {
+      throw new StratumError(
+        "usage/bad-journal",
+        `${path} says that ${items} of ${line} lines in ${bytes} bytes are done`,
+        "throw away what there is with --restart",
+      );
+    }
     if (!(await request.holds(found.state))) {
       throw new StratumError(
         "usage/output-changed",
@@ -112,7 +121,12 @@ export async function resume<S extends RunState>(request: ResumeRequest<S>): Pro
       );
     }
   }
-  const same = found !== null && now !== null && JSON.stringify(found.head.input) === JSON.stringify(now);
+  const read = found?.state.position.bytes ?? 0;
+  const same =
+    found !== null &&
+    now !== null &&
+    JSON.stringify(found.head.input) === JSON.stringify(now) &&
+    read <= Number(now["size"]);
   const plan = same ? found.head : await request.plan();
   if (found !== null && !same) checkPlans(found, plan, input);
   const position = found?.state.position ?? START;
@@ -168,32 +182,34 @@ export async function forget(output: string, files: readonly string[]): Promise<
 }
 
 async function readClaims(path: string, items: number): Promise<Uint8Array> {
-  const bytes = new Uint8Array(items * CLAIM_BYTES);
-  if (items === 0) return bytes;
-  const read = await readAt(path, 0, bytes);
-  if (read === bytes.byteLength) return bytes;
+  const bytes = await readStretch(path, 0, items * CLAIM_BYTES);
+  if (bytes !== null) return bytes;
   throw new StratumError(
     "usage/bad-journal",
-    `${path} holds ${Math.floor(read / CLAIM_BYTES)} ids, ${items} lines were done`,
+    `${path} does not hold the ids of the ${items} lines that were done`,
     "throw away what there is with --restart",
   );
 }
 
-/** Fills `bytes` from a file. @returns how many there were; 0 without the file */
-export async function readAt(path: string, position: number, bytes: Uint8Array): Promise<number> {
+/** Bytes of a file; null where it does not have them all. A journal says how many: no more is asked for than there is. */
+export async function readStretch(path: string, start: number, length: number): Promise<Uint8Array | null> {
+  if (length < 0) return null;
+  if (length === 0) return new Uint8Array(0);
   const file = await open(path, "r").catch((cause: unknown) => {
     if (isSystemError(cause, "ENOENT")) return null;
     throw cause;
   });
-  if (file === null) return 0;
+  if (file === null) return null;
   try {
+    if ((await file.stat()).size < start + length) return null;
+    const bytes = new Uint8Array(length);
     let done = 0;
     while (done < bytes.byteLength) {
-      const { bytesRead } = await file.read(bytes, done, bytes.byteLength - done, position + done);
-      if (bytesRead === 0) break;
+      const { bytesRead } = await file.read(bytes, done, bytes.byteLength - done, start + done);
+      if (bytesRead === 0) return null;
       done += bytesRead;
     }
-    return done;
+    return bytes;
   } finally {
     await file.close();
   }

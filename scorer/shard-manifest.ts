@@ -6,11 +6,12 @@ import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { hashFile, syncFolder, writeFailed, writeSynced } from "../weights/durable.ts";
 import { readJsonFile } from "../weights/json.ts";
+import { sealed, unsealed } from "../weights/seal.ts";
 import { checkSameFacts, factsSchema, type RunFacts, rangeSchema, type WholeInput, wholeSchema } from "./journal.ts";
 import { isBlank, type LineRange, splitLines } from "./json-lines.ts";
 import { MAX_LINE_BYTES } from "./lists.ts";
 import { inputFacts, journalPath } from "./resume.ts";
-import { manifestPath, type Shard } from "./shards.ts";
+import { MOST_SHARDS, manifestPath, type Shard } from "./shards.ts";
 import { indexPath, statesPaths } from "./states-writer.ts";
 
 const count = z.int().min(0);
@@ -32,7 +33,7 @@ const statesSchema = z.object({
 
 const schema = z.object({
   stratum: z.literal("shard 2"),
-  shard: z.object({ index: z.int().min(1), count: z.int().min(1) }),
+  shard: z.object({ index: z.int().min(1), count: z.int().min(1).max(MOST_SHARDS) }),
   /** What must be the same for all shards. */
   run: factsSchema,
   whole: wholeSchema,
@@ -69,9 +70,13 @@ export function outputFiles(output: string, states: Pick<ShardStates, "parts"> |
 /** @throws {StratumError} `usage/no-shard`, `usage/bad-shard` */
 export async function readManifest(output: string): Promise<ShardManifest> {
   const path = manifestPath(output);
-  const parsed = schema.safeParse(await readJsonFile(path, FILE));
+  const parsed = schema.safeParse(unsealed(await readJsonFile(path, FILE)));
   if (parsed.success && parsed.data.files.length === outputFiles(output, parsed.data.states).length) return parsed.data;
-  throw new StratumError("usage/bad-shard", `${path} is no record of a shard that this version can read`, FILE.fix);
+  throw new StratumError(
+    "usage/bad-shard",
+    `${path} is damaged, or no record of a shard that this version can read`,
+    FILE.fix,
+  );
 }
 
 /** Checks that the files have the lengths that their record says. @throws {StratumError} `usage/shard-changed` */
@@ -145,7 +150,7 @@ export async function writeManifest(
       files,
     };
     await rm(temporary, { force: true });
-    await writeSynced(temporary, `${JSON.stringify(manifest)}\n`);
+    await writeSynced(temporary, `${sealed(manifest)}\n`);
     await rename(temporary, path);
     await syncFolder(dirname(path));
   } catch (cause) {

@@ -31,7 +31,7 @@ export interface ShardPlan extends InputPlan {
 
 /** Runs a shard gets, about: as many as make the largest unfairness 1 in 64. */
 const RUNS = 64;
-const MOST_SHARDS = 100_000;
+export const MOST_SHARDS = 100_000;
 
 /** @throws {StratumError} `usage/shard` */
 export function checkShard({ index, count }: Shard): Shard {

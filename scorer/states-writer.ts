@@ -117,7 +117,16 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
       { name: `ids_${sequences - inPart + i}`, dtype: "I32" as const, shape: [length] },
       { name: `hidden_${sequences - inPart + i}`, dtype: "F32" as const, shape: shapeOf(length) },
     ]);
-    return createSafetensorsWriter(path, { metadata, keep, begun: tensors });
+    const opened = await createSafetensorsWriter(path, { metadata, keep, begun: tensors });
+    const written = begun?.progress.part.bytes;
+    if (opened.bodyBytes === written) return opened;
+    // Under other lengths every state behind would be read from the wrong place.
+    await opened.leave();
+    throw new StratumError(
+      "safetensors/other-body",
+      `${path}: its sequences take ${opened.bodyBytes} bytes, and ${written} were written`,
+      "throw away what there is, and begin anew",
+    );
   }
 
   const bytesInPart = () => writer?.bodyBytes ?? begun?.progress.part.bytes ?? 0;

@@ -1,13 +1,16 @@
 /**
  * A sweep's folder while it runs: what the run is, its finished units, its costs. Started again in the same folder, the
- * same run goes on after the last unit that is whole; another run's folder is refused.
+ * same run goes on after the last unit that is whole; another run's folder is refused. Beside the cells, which are for
+ * everybody to read, lies a hash of each unit: a digit that has changed would be a result.
  */
+import { createHash } from "node:crypto";
 import { type FileHandle, open, readdir, readFile, rename, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
 import { makeFolder, removeStale, syncFolder, temporaryName, writeFailed, writeSynced } from "../weights/durable.ts";
 import { isSystemError, readJsonFile, show } from "../weights/json.ts";
+import { sealed, unsealed } from "../weights/seal.ts";
 import { cellSchema, costSchema, REPORT_FILES, type ReportCell, type ReportCost } from "./report-data.ts";
 
 /** What must be the same for a run to go on, by name, in the words that a difference is told with. */
@@ -18,6 +21,7 @@ export type CellKey = Pick<ReportCell, "method" | "layers" | "pooling" | "seed" 
 
 const RUN_FILE = "run.json";
 const COSTS_FILE = "costs.json";
+const SUMS_FILE = "cells.sums";
 const RUN_VERSION = 1;
 
 const runSchema = z.object({
@@ -95,28 +99,37 @@ export async function openJournal(
     await guarded(async () => {
       await makeFolder(folder);
       await removeStale(folder);
-      for (const name of [RUN_FILE, COSTS_FILE, ...Object.values(REPORT_FILES)])
+      for (const name of [RUN_FILE, COSTS_FILE, SUMS_FILE, ...Object.values(REPORT_FILES)])
         await rm(join(folder, name), { force: true });
       await writeWhole(runPath, `${JSON.stringify({ format: "stratum-sweep", version: RUN_VERSION, run }, null, 2)}\n`);
     });
   }
   const path = join(folder, REPORT_FILES.cells);
-  const kept = await readCells(path, units);
-  const file: FileHandle = await guarded(async () => {
+  const sumsPath = join(folder, SUMS_FILE);
+  const kept = await readCells(path, sumsPath, units);
+  const [file, sums]: readonly FileHandle[] = await guarded(async () => {
     if (kept.bytes !== null) await truncate(path, kept.bytes);
-    return open(path, "a");
+    await writeWhole(sumsPath, kept.sums.map((sum) => `${sum}\n`).join(""));
+    return [await open(path, "a"), await open(sumsPath, "a")];
   });
+  let added = kept.units;
   return {
     cells: kept.cells,
     units: kept.units,
     costs: await readCosts(join(folder, COSTS_FILE)),
     add: (cells) =>
       guarded(async () => {
-        await file.appendFile(cells.map((cell) => `${JSON.stringify(cell)}\n`).join(""));
+        const text = cells.map((cell) => `${JSON.stringify(cell)}\n`).join("");
+        await file.appendFile(text);
         await file.datasync();
+        await sums.appendFile(`${sumOf(added++, Buffer.from(text))}\n`);
+        await sums.datasync();
       }),
-    keepCosts: (costs) => guarded(() => writeWhole(join(folder, COSTS_FILE), `${JSON.stringify(costs)}\n`)),
-    [Symbol.asyncDispose]: () => file.close(),
+    keepCosts: (costs) => guarded(() => writeWhole(join(folder, COSTS_FILE), `${sealed({ costs })}\n`)),
+    async [Symbol.asyncDispose]() {
+      await file.close();
+      await sums.close();
+    },
   };
 }
 
@@ -174,20 +187,19 @@ function checkSameRun(folder: string, before: SweepIdentity, now: SweepIdentity)
  */
 async function readCells(
   path: string,
+  sumsPath: string,
   units: JournalOptions["units"],
-): Promise<{ readonly cells: ReportCell[]; readonly units: number; readonly bytes: number | null }> {
-  const bytes = await readFile(path).catch((cause: unknown) => {
-    if (isSystemError(cause, "ENOENT")) return null;
-    throw new StratumError(
-      "file/unreadable",
-      `${path} cannot be read: ${messageOf(cause)}`,
-      "check its permissions",
-      cause,
-    );
-  });
+): Promise<{
+  readonly cells: ReportCell[];
+  readonly units: number;
+  readonly sums: readonly string[];
+  readonly bytes: number | null;
+}> {
+  const bytes = await readIfThere(path);
+  const sums = (await readIfThere(sumsPath))?.toString("latin1").split("\n") ?? [];
   const cells: ReportCell[] = [];
   let [at, whole] = [0, 0];
-  if (bytes === null) return { cells, units: 0, bytes };
+  if (bytes === null) return { cells, units: 0, sums: [], bytes };
   for (const expected of units) {
     const own: ReportCell[] = [];
     let end = at;
@@ -198,12 +210,29 @@ async function readCells(
       own.push(cell);
       end = newline + 1;
     }
-    if (own.length < expected.length) break;
+    if (own.length < expected.length || sumOf(whole, bytes.subarray(at, end)) !== sums[whole]) break;
     cells.push(...own);
     at = end;
     whole++;
   }
-  return { cells, units: whole, bytes: at };
+  return { cells, units: whole, sums: sums.slice(0, whole), bytes: at };
+}
+
+/** Of a unit's lines, in its place. */
+function sumOf(unit: number, lines: Uint8Array): string {
+  return createHash("sha256").update(`${unit}:`).update(lines).digest("hex");
+}
+
+async function readIfThere(path: string): Promise<Buffer | null> {
+  return await readFile(path).catch((cause: unknown) => {
+    if (isSystemError(cause, "ENOENT")) return null;
+    throw new StratumError(
+      "file/unreadable",
+      `${path} cannot be read: ${messageOf(cause)}`,
+      "check its permissions",
+      cause,
+    );
+  });
 }
 
 /** A line's cell where it is the expected one. */
@@ -223,7 +252,7 @@ function cellName({ method, layers, pooling, seed, trained, measured }: CellKey)
 /** Null where there are none, or damaged ones: they are measured again. */
 async function readCosts(path: string): Promise<ReportCost[] | null> {
   try {
-    return z.array(costSchema).parse(JSON.parse(await readFile(path, "utf8")));
+    return z.array(costSchema).parse(unsealed(JSON.parse(await readFile(path, "utf8")))?.["costs"]);
   } catch {
     return null;
   }

@@ -162,10 +162,16 @@ export async function createSafetensorsWriter(
     for (const { name, dtype, shape } of begun) enter(name, dtype, shape, tensorBytes(dtype, shape) ?? 0);
     const found = await open(spoolPath, "r+");
     const end = HEADER_ROOM + bodyBytes;
-    const { size } = await found.stat();
-    if (size >= end || bodyBytes === 0) {
-      await found.truncate(end);
-      return found;
+    let size: number;
+    try {
+      ({ size } = await found.stat());
+      if (size >= end || bodyBytes === 0) {
+        await found.truncate(end);
+        return found;
+      }
+    } catch (cause) {
+      await found.close();
+      throw cause;
     }
     await found.close();
     throw new StratumError(

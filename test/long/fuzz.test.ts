@@ -5,6 +5,7 @@
  */
 import { expect, it } from "vitest";
 import { fuzz, seedOf, tell } from "../support/fuzz/harness.ts";
+import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
@@ -21,6 +22,7 @@ const TARGETS = [
   ...SCORER_TARGETS,
   ...ROWS_TARGETS,
   ...PARQUET_TARGETS,
+  ...JOURNAL_TARGETS,
 ];
 /** Inputs of one target in one round; another one's turn comes within seconds. */
 const ROUND = 500;

@@ -1,12 +1,17 @@
 /** The readers of lists, scorers and features against hostile files: see test/support/fuzz/harness.ts. */
 import { describe, expect, it } from "vitest";
 import { fuzz, seedOf } from "../support/fuzz/harness.ts";
+import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
 import { SCORER_TARGETS } from "../support/fuzz/scorer.ts";
 
 describe("hostile files", () => {
-  it.each([...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS].map((target) => [target.name, target] as const))(
+  it.each(
+    [...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS, ...JOURNAL_TARGETS].map(
+      (target) => [target.name, target] as const,
+    ),
+  )(
     "%s",
     async (_name, target) => {
       const outcomes = await fuzz(target, target.runs, seedOf(target, 20261126));

@@ -23,6 +23,7 @@ import type { Machine } from "../../scorer/journal.ts";
 import type { ListLine } from "../../scorer/lists.ts";
 import { readLists } from "../../scorer/lists.ts";
 import { openRankingsFile, type RankingsFileRequest } from "../../scorer/rankings-file.ts";
+import { sealed } from "../../weights/seal.ts";
 import { type Folder, temporaryFolder, until } from "../support/cli.ts";
 
 const MACHINE: Machine = { adapter: "a", kernels: "k", tiles: [] };
@@ -155,15 +156,62 @@ describe("a run that is killed", () => {
     for (const renamed of [false, true]) {
       const path = place();
       await work(path, { each: stopAt(records) });
-      const head = JSON.parse(readFileSync(join(path, "out.journal"), "utf8").split("\n")[0]!) as { state: object };
-      writeFileSync(
-        join(path, "out.journal"),
-        `${JSON.stringify({ ...head, state: { ...head.state, finishing: true } })}\n`,
-      );
+      forge(path, { finishing: true });
       if (renamed) renameSync(join(path, "out.partial"), join(path, "out"));
       expect(await work(path)).toMatchObject({ began: records, made: 0 });
       expect(outputOf(path)).toBe(undisturbed);
       expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+    }
+  });
+});
+
+/** Changes the last checkpoint's state, with the hash that belongs to it. */
+function forge(path: string, changes: object): void {
+  const journal = join(path, "out.journal");
+  const { check: _, ...head } = JSON.parse(readFileSync(journal, "utf8").split("\n")[0]!) as {
+    check: string;
+    state: object;
+  };
+  writeFileSync(journal, `${sealed({ ...head, state: { ...head.state, ...changes } })}\n`);
+}
+
+describe("a journal that is not as it was written", () => {
+  const refused = async (path: string, code: string) =>
+    expect(work(path)).rejects.toThrow(expect.objectContaining({ code }));
+
+  it("is refused where a digit has changed, though it reads as one", async () => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    const journal = join(path, "out.journal");
+    const text = readFileSync(journal, "utf8");
+    for (const field of ["out", "bytes", "items", "line"]) {
+      writeFileSync(
+        journal,
+        text.replace(new RegExp(`"${field}":(\\d+)`), (_, n) => `"${field}":${Number(n) - 1}`),
+      );
+      await refused(path, "usage/bad-journal");
+    }
+    writeFileSync(journal, text);
+    await work(path);
+    expect(outputOf(path)).toBe(undisturbed);
+  });
+
+  it("is refused where it says what cannot be", async () => {
+    for (const [changes, code] of [
+      // Past the input: the rest of it would be taken for done.
+      [{ position: { line: 10, bytes: 5, items: 1, hash: "" } }, "usage/bad-journal"],
+      [{ position: { line: 2 ** 50, bytes: 2 ** 51, items: 2 ** 49, hash: "" } }, "usage/bad-journal"],
+      // Within a line.
+      [{ out: 3 }, "usage/output-changed"],
+      [{ base: 2 ** 40 }, "usage/output-changed"],
+      // All is done, and there is no output.
+      [{ finishing: true, out: 7 }, "usage/output-changed"],
+    ] as const) {
+      const path = place();
+      await work(path, { each: stopAt(100) });
+      forge(path, changes);
+      if ("finishing" in changes) renameSync(join(path, "out.partial"), join(path, "elsewhere"));
+      await refused(path, code);
     }
   });
 });

@@ -111,6 +111,20 @@ describe("a folder", () => {
     expect((await stat(cells())).size).toBe(lengths[0]);
   });
 
+  it("takes no value that has changed since it was written, though it reads as one", async () => {
+    const { lengths } = await sizes();
+    const text = await readFile(cells(), "utf8");
+    await writeFile(cells(), text.replaceAll('"ms":7', '"ms":8'));
+    expect((await look()).units).toBe(0);
+    await addAll();
+    const again = await readFile(cells(), "utf8");
+    expect(again).toBe(text);
+    // Of the last unit alone.
+    await writeFile(cells(), text.slice(0, -9).replace(/$/, text.slice(-9).replace("7", "8")));
+    expect((await look()).units).toBe(2);
+    expect((await stat(cells())).size).toBe(lengths.slice(0, 3).reduce((sum, length) => sum + length, 0));
+  });
+
   it("takes no cell of another method, seed or place for the expected one", async () => {
     for (const other of [cell("shortest", 0, null), cell("random", 1, null), cell("random", 0, [1])]) {
       await addAll(0, 0);
@@ -135,7 +149,7 @@ describe("a folder", () => {
     await writeFile(join(folder, "notes.txt"), "mine");
     await using journal = await openWith({ ...IDENTITY, seeds: [4] }, true);
     expect(journal.units).toBe(0);
-    expect((await readdir(folder)).sort()).toEqual(["cells.jsonl", "notes.txt", "run.json"]);
+    expect((await readdir(folder)).sort()).toEqual(["cells.jsonl", "cells.sums", "notes.txt", "run.json"]);
   });
 
   it("that holds other things is refused, and a damaged record is told", async () => {

@@ -40,7 +40,7 @@ const overwritten = fc
 export const PARQUET_TARGETS: readonly FuzzTarget[] = [
   fuzzTarget(
     "rows: damaged Parquet",
-    400,
+    200,
     ["ok", "list/bad-parquet"],
     fc.oneof({ weight: 4, arbitrary: overwritten }, { weight: 1, arbitrary: damaged(SEEDS) }),
     async (bytes) => {
