@@ -6,7 +6,7 @@ import type { PoolStatus } from "../scorer/pool-collect.ts";
 import { addOutputOptions } from "./common.ts";
 import { formatCount, formatFields, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
-import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
+import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
 
 interface CollectFlags extends PoolFlags {
@@ -44,7 +44,7 @@ export function collectCommand(program: Command): void {
 
 /** Runs the command. @returns the exit code */
 async function runCollect(flags: CollectFlags): Promise<number> {
-  const [{ openPool, loadRun }, { poolStatus }] = await Promise.all([
+  const [{ loadRun }, { poolStatus }] = await Promise.all([
     import("../scorer/pool.ts"),
     import("../scorer/pool-collect.ts"),
   ]);
@@ -52,7 +52,7 @@ async function runCollect(flags: CollectFlags): Promise<number> {
     throw new StratumError("usage/output", "--remove without -o FILE", "give -o FILE: stdout may be lost");
   }
   const stop = stopSignal();
-  await using pool = await openPool(poolAddress(flags));
+  await using pool = await openFlagged(flags);
   if (flags.status) {
     const status = await poolStatus(pool, flags.run);
     await writeStdout(flags.json ? `${JSON.stringify(status)}\n` : statusText(status));
@@ -98,7 +98,8 @@ async function collect(
     // The queue has it still.
     if (!finished) for (const each of [output, log]) await each?.leave();
   }
-  const { workers } = await poolStatus(pool, id);
+  // Stopped, it does not wait for a Redis that is away.
+  const workers = finished || pool.redis.status === "ready" ? (await poolStatus(pool, id)).workers : [];
   const seconds = (performance.now() - begin) / 1000;
   if (flags.json) {
     const summary = { run: id, ...counts, seconds: Number(seconds.toFixed(3)), workers, output: flags.output ?? null };
@@ -110,6 +111,8 @@ async function collect(
     );
     for (const { adapter, worker, lists } of workers)
       note(`        ${worker}, ${adapter}: ${formatCount(lists)} lists`);
+    if (new Set(workers.map(({ adapter, kernels }) => `${adapter} ${kernels}`)).size > 1)
+      note("note    different adapters or kernels agree within rounding, not in every bit");
   }
   if (finished && flags.remove) await removeRun(pool, id);
   return stop.exitCode() ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);

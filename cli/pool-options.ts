@@ -1,7 +1,8 @@
 /** `--queue` and `--name`: where a pool meets. */
 import { type Command, Option } from "commander";
-import type { PoolAddress } from "../scorer/pool.ts";
+import type { Pool } from "../scorer/pool.ts";
 import type { CommonOptions } from "./common.ts";
+import { note } from "./terminal.ts";
 
 export interface PoolFlags extends Pick<CommonOptions, "json" | "quiet"> {
   readonly queue: string;
@@ -19,7 +20,10 @@ export function addPoolOptions(command: Command): Command {
     .option("--name <name>", "of the pool: several share one Redis", "stratum");
 }
 
-/** The address that the flags spell. */
-export function poolAddress({ queue, name }: PoolFlags): PoolAddress {
-  return { url: queue, name };
+/** Opens the pool that the flags name; says when its Redis goes away and comes back. @throws {StratumError} as `openPool` */
+export async function openFlagged({ queue, name }: PoolFlags): Promise<Pool> {
+  const { openPool } = await import("../scorer/pool.ts");
+  return openPool({ url: queue, name }, (reason) => {
+    note(reason === null ? "queue   the Redis is back" : `queue   the Redis is away (${reason}); waiting for it`);
+  });
 }

@@ -1,8 +1,13 @@
 /** `stratum submit`: lists into a pool's queue. */
+import { createWriteStream } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { pipeline } from "node:stream/promises";
 import { type Command, InvalidArgumentError } from "commander";
 import { fingerprint } from "../engine/fingerprint.ts";
-import { StratumError } from "../errors.ts";
 import { loadScorer } from "../scorer/scorer-file.ts";
+import { writeFailed } from "../weights/durable.ts";
 import {
   addListOptions,
   addOutputOptions,
@@ -12,9 +17,9 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { formatCount } from "./format.ts";
-import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
+import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { addRankChoice, askedPooling, type RankChoice, rankFacts, rankOptions } from "./rank-options.ts";
-import { EXIT, note, startProgress, stopSignal, writeStdout } from "./terminal.ts";
+import { EXIT, note, type StopSignal, startProgress, stopSignal, writeStdout } from "./terminal.ts";
 
 interface SubmitFlags extends RankChoice, PoolFlags {
   readonly chunkKib?: number;
@@ -34,7 +39,7 @@ export function submitCommand(program: Command): void {
   const command = program
     .command("submit")
     .description("put lists into the queue of a pool of workers")
-    .argument("<lists>", "JSONL file of lists");
+    .argument("<lists>", "JSONL file of lists, or - for stdin");
   addPoolOptions(command).option(
     "--chunk-kib <n>",
     "KiB of text a chunk: what a worker does at a time, and at most loses (default: a 64th of the file, 2 to 64)",
@@ -52,13 +57,24 @@ export function submitCommand(program: Command): void {
 
 /** Runs the command. @returns the exit code */
 async function runSubmit(path: string, flags: SubmitFlags): Promise<number> {
-  if (path === "-")
-    throw new StratumError("usage/list", "submit reads a file twice, and stdin only once", "give a file");
-  const [{ openPool }, { submitLists }] = await Promise.all([
-    import("../scorer/pool.ts"),
-    import("../scorer/pool-submit.ts"),
-  ]);
   const stop = stopSignal();
+  if (path !== "-") return submitFile(path, path, flags, stop);
+  // The lists are read more than once.
+  const folder = await mkdtemp(join(tmpdir(), "stratum-submit-"));
+  try {
+    const copy = join(folder, "lists.jsonl");
+    await pipeline(process.stdin, createWriteStream(copy), { signal: stop.signal }).catch((cause: unknown) => {
+      if (!stop.signal.aborted) throw writeFailed(copy, cause);
+    });
+    return stop.exitCode() ?? (await submitFile(copy, "stdin", flags, stop));
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** @param name of the lists, for people */
+async function submitFile(path: string, name: string, flags: SubmitFlags, stop: StopSignal): Promise<number> {
+  const { submitLists } = await import("../scorer/pool-submit.ts");
   const total = await countLines(path);
   const model = modelDirectory(flags.model);
   return withModelFiles(
@@ -77,7 +93,7 @@ async function runSubmit(path: string, flags: SubmitFlags): Promise<number> {
         batchTokens,
         sharePrefix,
       } = options;
-      await using pool = await openPool(poolAddress(flags));
+      await using pool = await openFlagged(flags);
       const progress = startProgress(total, "lists");
       try {
         const { run, added, retried } = await submitLists(pool, {
@@ -86,7 +102,7 @@ async function runSubmit(path: string, flags: SubmitFlags): Promise<number> {
           onChunk: (lists) => progress.add(lists, 0),
           run: {
             facts: await rankFacts(files, options, flags),
-            ...{ model, layer, weights: flags.weights ?? "stored", input: path },
+            ...{ model, layer, weights: flags.weights ?? "stored", input: name },
             fingerprint: await fingerprint(files, layer),
             options: {
               ...{ system: system ?? null, date: date ?? null, pooling, truncate: truncate ?? false },

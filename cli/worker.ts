@@ -22,12 +22,13 @@ import {
   type CommonOptions,
   loadPlanned,
   MODEL_HELP,
+  packageVersion,
   positiveInteger,
   withEngine,
 } from "./common.ts";
 import { showDownload } from "./download.ts";
 import { formatCount } from "./format.ts";
-import { addPoolOptions, type PoolFlags, poolAddress } from "./pool-options.ts";
+import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { scorerFact } from "./run-facts.ts";
 import { EXIT, note, reportError, stopSignal } from "./terminal.ts";
 import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
@@ -69,9 +70,9 @@ export function workerCommand(program: Command): void {
 /** Runs the command. @returns the exit code */
 async function runWorker(flags: WorkerFlags): Promise<number> {
   if (flags.modelCache !== undefined) process.env["HF_HUB_CACHE"] = flags.modelCache;
-  const [{ openPool }, { work }] = await Promise.all([import("../scorer/pool.ts"), import("../scorer/pool-worker.ts")]);
+  const { work } = await import("../scorer/pool-worker.ts");
   const stop = stopSignal();
-  await using pool = await openPool(poolAddress(flags));
+  await using pool = await openFlagged(flags);
   await withEngine(flags, async (engine) => {
     note(`adapter ${engine.device.info.name} (${engine.device.info.source}); waiting for chunks of ${flags.name}`);
     const counts = { chunks: 0, lists: 0 };
@@ -96,7 +97,14 @@ async function runWorker(flags: WorkerFlags): Promise<number> {
 
 /** Loads what a run needs, and checks that it is what was submitted. */
 async function openRun(opened: Engine, pool: Pool, run: PoolRun, flags: WorkerFlags): Promise<RunRanker> {
-  const { options, layer } = run;
+  const { options, layer, facts } = run;
+  if (facts["version"] !== packageVersion()) {
+    throw new StratumError(
+      "queue/other-version",
+      `run ${run.id} was submitted by Stratum ${facts["version"]}, and this is ${packageVersion()}`,
+      "use the same version on every machine, or submit the lists again with this one",
+    );
+  }
   const { onProgress, onNote, stop } = showDownload();
   const files = await openModelFiles(flags.model ?? run.model, {
     ...{ onProgress, onNote, weights: run.weights as WeightForm },

@@ -1,5 +1,5 @@
 /** Reads a run's results out of a pool, in the order of the input, and says how far it is. */
-import { messageOf } from "../errors.ts";
+import { messageOf, StratumError } from "../errors.ts";
 import {
   type ChunkDone,
   chunksDone,
@@ -7,6 +7,7 @@ import {
   type Pool,
   type PoolRun,
   recordsSetAside,
+  unlessStopped,
   unpack,
   unpackItems,
 } from "./pool.ts";
@@ -82,40 +83,61 @@ export interface CollectOptions {
 
 const POLL_MS = 300;
 
-/** Chunks in the order of the input; waits for those that are not done. Ends early where it is stopped. */
+/**
+ * Chunks in the order of the input; waits for those that are not done. Ends early where it is stopped.
+ * @throws {StratumError} `queue/lost-chunk` for one that Redis has lost, `queue/no-run`
+ */
 export async function* collectChunks(
   pool: Pool,
   id: string,
   { signal }: CollectOptions = {},
 ): AsyncGenerator<CollectedChunk> {
-  const { redis, key, queue } = pool;
   for (let index = 0; !signal?.aborted; ) {
-    const jobId = await redis.hget(key("run", id, "chunks"), String(index));
-    if (jobId === null) {
-      const { chunks } = await loadRun(pool, id);
-      // Until all is submitted the record says 0.
-      if (chunks > 0 && index >= chunks) return;
-      await pause();
-      continue;
+    const found = await unlessStopped(lookFor(pool, id, index), signal);
+    if (found === "end" || found === undefined) return;
+    if (found === "waits") await unlessStopped(pause(), signal);
+    else {
+      yield found;
+      index++;
     }
-    const job = await queue.getJob(jobId);
-    const state = await job?.getState();
-    if (job !== undefined && state === "completed") {
-      const { text, done } = job.returnvalue;
-      const { lists, failed, tokens } = done;
-      yield { text: unpack(text), lists, failed, tokens, done, setAside: null };
-      index++;
-    } else if (job !== undefined && state === "failed") {
-      const items = unpackItems(job.data.items);
-      const reason = messageOf(job.failedReason ?? "no reason given");
-      const text = recordsSetAside(items, reason);
-      yield { text, lists: items.length, failed: items.length, tokens: 0, done: null, setAside: reason };
-      index++;
-    } else await pause();
   }
 }
 
-const pause = () => new Promise((resolve) => setTimeout(resolve, POLL_MS));
+/** A chunk, whether it is still waited for, or the end where the run has no such chunk. */
+async function lookFor(pool: Pool, id: string, index: number): Promise<CollectedChunk | "waits" | "end"> {
+  const { redis, key, queue } = pool;
+  const jobId = await redis.hget(key("run", id, "chunks"), String(index));
+  if (jobId === null) {
+    const { chunks } = await loadRun(pool, id);
+    // Until all is submitted the record says 0.
+    if (chunks > index) throw lostChunk(index, id);
+    return chunks > 0 ? "end" : "waits";
+  }
+  const job = await queue.getJob(jobId);
+  // It was in the queue before its name was here.
+  if (job === undefined) throw lostChunk(index, id);
+  const state = await job.getState();
+  if (state === "completed") {
+    const { text, done } = job.returnvalue;
+    const { lists, failed, tokens } = done;
+    return { text: unpack(text), lists, failed, tokens, done, setAside: null };
+  }
+  if (state !== "failed") return "waits";
+  const items = unpackItems(job.data.items);
+  const reason = messageOf(job.failedReason ?? "no reason given");
+  const text = recordsSetAside(items, reason);
+  return { text, lists: items.length, failed: items.length, tokens: 0, done: null, setAside: reason };
+}
+
+function lostChunk(index: number, id: string): StratumError {
+  return new StratumError(
+    "queue/lost-chunk",
+    `chunk ${index} of run ${id} is not in the queue any more`,
+    "submit the same lists again, which adds what is missing; and let Redis evict nothing (maxmemory-policy noeviction)",
+  );
+}
+
+const pause = () => new Promise<null>((resolve) => setTimeout(() => resolve(null), POLL_MS));
 
 /** Takes a run and all that belongs to it out of the queue. */
 export async function removeRun({ redis, key, queue }: Pool, id: string): Promise<void> {

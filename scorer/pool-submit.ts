@@ -16,6 +16,7 @@ import {
   type PoolRun,
   packItems,
   saveRun,
+  submittedCounts,
 } from "./pool.ts";
 import { errorRecord, toJsonLine } from "./rankings.ts";
 
@@ -63,8 +64,8 @@ export async function submitLists(pool: Pool, request: SubmitRequest): Promise<S
   const identity = JSON.stringify([words.facts, words.fingerprint, await hashFile(path), chunkBytes]);
   const id = createHash("sha256").update(identity).digest("hex").slice(0, 16);
   if (scorer !== null) await storeScorer(pool, id, scorer);
-  // Workers may begin before the last chunk is there.
-  await saveRun(pool, { stratum: "run 1", id, ...words, lists: 0, chunks: 0 });
+  // Workers may begin before the last chunk is there. What was submitted whole has as many chunks again.
+  await saveRun(pool, { stratum: "run 1", id, ...words, ...(await submittedCounts(pool, id)) });
   let [added, retried, lists, chunks] = [0, 0, 0, 0];
   let items: ChunkItem[] = [];
   let bytes = 0;
@@ -73,8 +74,11 @@ export async function submitLists(pool: Pool, request: SubmitRequest): Promise<S
     const ids = bulk.map(({ data }) => chunkId(data));
     for (const jobId of ids) {
       const known = await queue.getJob(jobId);
-      if (known === undefined) added++;
-      else if (await known.isFailed()) {
+      if (known === undefined) {
+        added++;
+        // Its result may be lost, too.
+        await redis.hdel(key("run", id, "done"), jobId);
+      } else if (await known.isFailed()) {
         await known.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
         retried++;
       }

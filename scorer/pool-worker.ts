@@ -20,7 +20,9 @@ import {
   type PoolRun,
   pack,
   QUEUE_PREFIX,
+  unlessStopped,
   unpackItems,
+  withoutPassword,
 } from "./pool.ts";
 import type { Ranker } from "./rank.ts";
 import { toJsonLine } from "./rankings.ts";
@@ -145,15 +147,41 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
   worker.on("failed", (job, error) => onFailure?.(error, job?.attemptsMade ?? 0));
   try {
     while (fault === undefined && !signal?.aborted) {
-      if (drain && (await isDrained(pool))) break;
-      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+      if (drain && (await unlessStopped(isDrained(pool), signal))) break;
+      await pause();
     }
-    await worker.close();
+    await closed(worker, pool);
   } finally {
     connection.disconnect();
     await (loaded as { readonly ranker: RunRanker } | null)?.ranker[Symbol.asyncDispose]();
   }
   if (fault !== undefined) throw fault instanceof Error ? fault : new Error(messageOf(fault));
+}
+
+const pause = () => new Promise((resolve) => setTimeout(resolve, POLL_MS));
+
+/** How long the end waits for a Redis that is away. */
+const AWAY_MS = 5000;
+
+/** Ends a worker after the chunks that it has begun. @throws {StratumError} `queue/unreachable` where they cannot be handed in */
+async function closed(worker: Worker, { redis, address }: Pool): Promise<void> {
+  let open = true;
+  const closing = worker.close().finally(() => {
+    open = false;
+  });
+  let answered = performance.now();
+  while (open) {
+    await Promise.race([closing, pause()]);
+    if (redis.status === "ready") answered = performance.now();
+    if (performance.now() - answered < AWAY_MS) continue;
+    closing.catch(() => undefined);
+    throw new StratumError(
+      "queue/unreachable",
+      `the Redis at ${withoutPassword(address.url)} is away, and what this worker was doing cannot be handed in`,
+      "start the Redis again: other workers do those chunks",
+    );
+  }
+  await closing;
 }
 
 async function isDrained({ queue }: Pool): Promise<boolean> {

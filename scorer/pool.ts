@@ -109,8 +109,11 @@ export function connect(url: string): Redis {
   return redis;
 }
 
+/** Called when the Redis goes away, with why, and when it is back, with null. */
+export type OnAway = (reason: string | null) => void;
+
 /** @throws {StratumError} `usage/queue`, `queue/unreachable`, `queue/refused` */
-export async function openPool(address: PoolAddress): Promise<Pool> {
+export async function openPool(address: PoolAddress, onAway?: OnAway): Promise<Pool> {
   const { url, name } = address;
   if (!/^rediss?:\/\/./.test(url) || !URL.canParse(url)) {
     throw new StratumError(
@@ -148,6 +151,7 @@ export async function openPool(address: PoolAddress): Promise<Pool> {
       cause,
     );
   }
+  if (onAway !== undefined) tellAway(redis, onAway);
   const queue = new Queue<ChunkData, ChunkResult>(name, { connection: redis, prefix: PREFIX });
   queue.on("error", () => undefined);
   return {
@@ -156,10 +160,46 @@ export async function openPool(address: PoolAddress): Promise<Pool> {
     queue,
     key: (...parts) => [`${PREFIX}-pool`, name, ...parts].join(":"),
     async [Symbol.asyncDispose]() {
-      await queue.close().catch(() => undefined);
+      // What is asked of a Redis that is away is answered when it is back.
+      if (redis.status === "ready") await queue.close().catch(() => undefined);
       redis.disconnect();
     },
   };
+}
+
+function tellAway(redis: Redis, onAway: OnAway): void {
+  let away = false;
+  let reason = "the connection closed";
+  redis.on("error", (error: Error) => {
+    reason = error.message;
+  });
+  redis.on("reconnecting", () => {
+    if (!away) onAway(reason);
+    away = true;
+  });
+  redis.on("ready", () => {
+    if (away) onAway(null);
+    away = false;
+  });
+}
+
+/** What was awaited, or undefined once the signal stops: a Redis that is away answers when it is back. */
+export async function unlessStopped<T>(awaited: Promise<T>, signal: AbortSignal | undefined): Promise<T | undefined> {
+  if (signal?.aborted) {
+    awaited.catch(() => undefined);
+    return undefined;
+  }
+  let stop: () => void = () => undefined;
+  const stopped = new Promise<undefined>((resolve) => {
+    stop = () => resolve(undefined);
+    signal?.addEventListener("abort", stop);
+  });
+  try {
+    return await Promise.race([awaited, stopped]);
+  } finally {
+    signal?.removeEventListener("abort", stop);
+    awaited.catch(() => undefined);
+  }
 }
 
 /** The prefix that workers need, too. */
@@ -227,6 +267,14 @@ export function recordsSetAside(items: readonly ChunkItem[], reason: string): st
       return toJsonLine(errorRecord(listOf(item).id, error));
     })
     .join("");
+}
+
+/** Those of a run's chunks and lists that are known: 0 until it is submitted whole. */
+export async function submittedCounts({ redis, key }: Pool, id: string): Promise<Pick<PoolRun, "lists" | "chunks">> {
+  const text = await redis.hget(key("run", id), "record");
+  if (text === null) return { lists: 0, chunks: 0 };
+  const { lists, chunks } = runSchema.parse(JSON.parse(text));
+  return { lists, chunks };
 }
 
 /** Keeps a run's record; the newest is the one that is meant where none is named. */

@@ -124,6 +124,84 @@ describe("a chunk that fails", () => {
   });
 });
 
+describe("what Redis has lost", () => {
+  const drain = async (pool: Awaited<ReturnType<typeof openPool>>) =>
+    work(pool, {
+      open: async () => {
+        const dispose = async () => undefined;
+        return { ranker: fakeRanker("nothing"), adapter: "none", kernels: "k", [Symbol.asyncDispose]: dispose };
+      },
+      ...{ stalledMs: 5000, drain: true },
+    });
+  const collected = async (pool: Awaited<ReturnType<typeof openPool>>, id: string) => {
+    const ids: unknown[] = [];
+    for await (const chunk of collectChunks(pool, id)) ids.push(...jsonLines(chunk.text).map((record) => record["id"]));
+    return ids;
+  };
+
+  it("is told by collect, and is added again by submit; a submit that is killed midway changes nothing", async () => {
+    const ids = Array.from({ length: 12 }, (_, i) => `q${i}`);
+    const lines = ids.map((id) => JSON.stringify({ id, instruction: id, candidates: ["a"] }));
+    const path = await folder.write("lost.jsonl", lines.join("\n"));
+    await using pool = await openPool({ url: redis.url, name: "lost" });
+    const request = { path, run: RUN, scorer: null, chunkBytes: 150 };
+    const { run } = await submitLists(pool, request);
+    await drain(pool);
+    expect(await collected(pool, run.id)).toEqual(ids);
+
+    const killed = submitLists(pool, {
+      ...request,
+      onChunk: () => {
+        throw new Error("killed");
+      },
+    });
+    await expect(killed).rejects.toThrow("killed");
+    expect(await poolStatus(pool, undefined)).toMatchObject({ lists: 12, chunks: run.chunks, done: run.chunks });
+    expect(await collected(pool, run.id)).toEqual(ids);
+
+    const jobId = await pool.redis.hget(pool.key("run", run.id, "chunks"), "1");
+    await pool.queue.remove(String(jobId));
+    await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/lost-chunk" }));
+    expect((await submitLists(pool, request)).added).toBe(1);
+    expect((await poolStatus(pool, run.id)).done).toBe(run.chunks - 1);
+    await drain(pool);
+    expect(await collected(pool, run.id)).toEqual(ids);
+
+    await pool.redis.hdel(pool.key("run", run.id, "chunks"), "1");
+    await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/lost-chunk" }));
+  });
+});
+
+describe("a Redis that goes away", () => {
+  it("is told by those that wait for it, and a signal ends them", LONG_TEST, async () => {
+    const own = await startRedis();
+    const queue = ["--queue", own.url];
+    const list = (id: string) => `${JSON.stringify({ id, instruction: "q", candidates: ["a"] })}\n`;
+    const submit = (stdin: string) => stratum(["submit", "-", "--layer", "1", ...queue], { stdin });
+    expect((await submit(list("one"))).code).toBe(0);
+    const worker = startStratum(["worker", ...queue], LONG);
+    const first = await stratum(["collect", ...queue], LONG);
+    expect([first.code, jsonLines(first.stdout).map(({ id }) => id)]).toEqual([0, ["one"]]);
+    worker.child.kill("SIGTERM");
+    expect((await worker.ended).code).toBe(143);
+
+    // Nobody ranks the second; the worker has nothing to do.
+    expect((await submit(list("two"))).code).toBe(0);
+    const idle = startStratum(["worker", ...queue, "--name", "idle"], LONG);
+    const waiting = [startStratum(["collect", ...queue], LONG), idle];
+    await until(() => (idle.stderr().includes("waiting for chunks") ? true : undefined), "the worker");
+    await own[Symbol.asyncDispose]();
+    for (const { child, stderr } of waiting) {
+      await until(() => (stderr().includes("the Redis is away") ? true : undefined), "the word");
+      child.kill("SIGTERM");
+    }
+    const [collecting, working] = await Promise.all(waiting.map(({ ended }) => ended));
+    expect([collecting?.code, errorCodes(collecting?.stderr ?? "")]).toEqual([143, []]);
+    // It waits for an answer first.
+    expect([working?.code, errorCodes(working?.stderr ?? "")]).toEqual([3, ["queue/unreachable"]]);
+  });
+});
+
 describe("the commands", () => {
   const LISTS = 3000;
   const KILLS = 20;
