@@ -14,7 +14,7 @@ import {
   prepareKernel,
   spreadOf,
 } from "./bench-timer.ts";
-import type { DeviceBuffer } from "./device.ts";
+import type { DeviceBuffer } from "./device-memory.ts";
 import type { Engine } from "./model.ts";
 import type { ModelFiles } from "./model-files.ts";
 import { platformOf } from "./platform.ts";

@@ -1,6 +1,6 @@
 /** Timing of dispatches: long enough to mean something, interleaved, with median and spread. */
 import { type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
-import type { DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import type { Engine } from "./model.ts";
 import { Recorder } from "./recorder.ts";
 import { textureOf } from "./run-kernel.ts";

@@ -7,41 +7,22 @@ import { messageOf, StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
 import { fromGpuError, lostError, outOfMemory } from "./device-errors.ts";
 import type { DeviceInfo } from "./device-info.ts";
+import {
+  type BufferUse,
+  bufferBytes,
+  checkBufferSize,
+  checkTextureSize,
+  type DeviceBuffer,
+  type DeviceMemory,
+  type DeviceTexture,
+  TEXTURE_USAGE,
+  type TextureFormat,
+  USAGE,
+} from "./device-memory.ts";
 import type { FaultKind, Faults } from "./faults.ts";
 import { napping } from "./nap.ts";
 import { type ProfileClock, Profiler } from "./profiler.ts";
 import { Watchdog } from "./watchdog.ts";
-
-/** Memory that its device counts. */
-interface DeviceMemory {
-  readonly label: string;
-  /** Bytes, a multiple of 4. */
-  readonly size: number;
-  /** The {@link Device.generation} that it was made in, and is gone with. */
-  readonly generation: number;
-  destroy(): void;
-}
-
-export interface DeviceBuffer extends DeviceMemory {
-  readonly gpu: GPUBuffer;
-}
-
-/** A texture of four words a texel, of floats or of words of any meaning. */
-export interface DeviceTexture extends DeviceMemory {
-  readonly texture: GPUTexture;
-  readonly view: GPUTextureView;
-  readonly width: number;
-  readonly height: number;
-}
-
-export type BufferUse = "storage" | "uniform" | "readback";
-export type TextureFormat = "rgba32float" | "rgba32uint";
-
-const STORAGE = 0x80 | 0x04 | 0x08; // STORAGE | COPY_SRC | COPY_DST
-const UNIFORM = 0x40 | 0x08; // UNIFORM | COPY_DST
-const READBACK = 0x01 | 0x08; // MAP_READ | COPY_DST
-const TEXTURE = 0x04 | 0x02; // TEXTURE_BINDING | COPY_DST
-const USAGE: Readonly<Record<BufferUse, number>> = { storage: STORAGE, uniform: UNIFORM, readback: READBACK };
 
 /** How a device is kept. */
 export interface DeviceOptions {
@@ -77,6 +58,7 @@ export class Device {
   /** Buffers that a fault has found no memory for since {@link allocating} began; null outside of it. */
   #refused: string[] | null = null;
   #disposed = false;
+  #freeing: Promise<void> | undefined;
 
   constructor(gpu: GPUDevice, instance: GPU, info: DeviceInfo, options: DeviceOptions = {}) {
     this.#gpu = gpu;
@@ -221,24 +203,14 @@ export class Device {
   createBuffer(label: string, size: number, use: BufferUse): DeviceBuffer {
     this.check();
     const bytes = bufferBytes(size);
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.info.limits;
-    const limit = use === "storage" ? Math.min(maxBufferSize, maxStorageBufferBindingSize) : maxBufferSize;
-    if (bytes > limit) {
-      throw new StratumError(
-        "memory/buffer-limit",
-        `buffer '${label}' needs ${bytes} bytes; the adapter ${this.info.name} binds at most ${limit}`,
-        "lower --batch-tokens, or use an adapter with a larger maxStorageBufferBindingSize (stratum doctor shows it)",
-      );
-    }
+    checkBufferSize(this.info, label, bytes, use);
     const gpu = this.#gpu.createBuffer({ label, size: bytes, usage: USAGE[use] });
     const buffer: DeviceBuffer = {
       label,
       size: bytes,
       generation: this.#generation,
       gpu,
-      destroy: () => {
-        if (this.#live.delete(buffer)) gpu.destroy();
-      },
+      destroy: () => this.#destroy(buffer, gpu),
     };
     this.#own(buffer);
     return buffer;
@@ -250,15 +222,8 @@ export class Device {
    */
   createTexture(label: string, width: number, height: number, format: TextureFormat): DeviceTexture {
     this.check();
-    const limit = this.info.limits.maxTextureDimension2D;
-    if (width > limit || height > limit) {
-      throw new StratumError(
-        "memory/texture-limit",
-        `texture '${label}' needs ${width} x ${height} texels; the adapter ${this.info.name} has at most ${limit} in a dimension`,
-        "lower --batch-tokens, or use another adapter (stratum doctor shows their limits)",
-      );
-    }
-    const texture = this.#gpu.createTexture({ label, size: [width, height], format, usage: TEXTURE });
+    checkTextureSize(this.info, label, width, height);
+    const texture = this.#gpu.createTexture({ label, size: [width, height], format, usage: TEXTURE_USAGE });
     const made: DeviceTexture = {
       label,
       size: width * height * TEXEL_BYTES,
@@ -267,9 +232,7 @@ export class Device {
       view: texture.createView(),
       width,
       height,
-      destroy: () => {
-        if (this.#live.delete(made)) texture.destroy();
-      },
+      destroy: () => this.#destroy(made, texture),
     };
     this.#own(made);
     return made;
@@ -306,6 +269,31 @@ export class Device {
     this.check();
     if (error !== null) throw fromGpuError(error);
     if (refused.length > 0) throw outOfMemory(`'${refused[0]}': a fault on purpose`);
+  }
+
+  #destroy(memory: DeviceMemory, gpu: GPUBuffer | GPUTexture): void {
+    if (!this.#live.delete(memory)) return;
+    gpu.destroy();
+    void this.freed();
+  }
+
+  /**
+   * Ends when what was destroyed in this turn of the event loop is given back. Dawn keeps the memory until a submission
+   * has ended that came after its destruction: without one, another buffer would lie beside it.
+   */
+  freed(): Promise<void> {
+    this.#freeing ??= this.#free(this.#gpu);
+    return this.#freeing;
+  }
+
+  async #free(gpu: GPUDevice): Promise<void> {
+    // What else is destroyed in this turn goes with it.
+    await undefined;
+    this.#freeing = undefined;
+    if (this.#disposed || gpu !== this.#gpu || this.#failure !== undefined) return;
+    gpu.queue.submit([]);
+    // A device that is lost meanwhile has given everything back; one that hangs is for those who wait for results to tell.
+    await napping(gpu.queue.onSubmittedWorkDone()).catch(() => undefined);
   }
 
   /** Runs a step of the host; where the device is profiled, as a span of that name. */
@@ -414,11 +402,6 @@ export class Device {
     }
     void this.#instance;
   }
-}
-
-/** The size that a buffer of `size` bytes takes. */
-export function bufferBytes(size: number): number {
-  return Math.max(4, Math.ceil(size / 4) * 4);
 }
 
 /** Of {@link Device.pace}: what such a dispatch holds takes no adapter a second. */

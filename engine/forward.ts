@@ -10,7 +10,7 @@ import { rope } from "../kernels/rope.ts";
 import { rowGather } from "../kernels/row-gather.ts";
 import { rotaryDims } from "../weights/rope.ts";
 import { type BlockSpec, MATRIX_ROLES, type MatrixRole, NORM_ROLES, type NormRole } from "./decoder.ts";
-import type { DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import type { BlockWeights, LoadedModel, NormWeights, WeightMatrix } from "./model.ts";
 import type { BoundBuffer, Pipeline } from "./pipelines.ts";
 import type { WorkspaceName } from "./plan.ts";

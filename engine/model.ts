@@ -15,7 +15,8 @@ import {
   type NormRole,
   tensorsTo,
 } from "./decoder.ts";
-import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { Device } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import { type Embedding, openEmbedding } from "./embedding.ts";
 import { type OpenOptions, openDevice } from "./open-device.ts";
 import { Pipelines } from "./pipelines.ts";

@@ -1,7 +1,8 @@
 /** Compiled kernels: one pipeline a kernel key, made asynchronously, in parallel, and only once. */
 import { StratumError } from "../errors.ts";
 import type { Kernel } from "../kernels/kernel.ts";
-import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { Device } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import { napping } from "./nap.ts";
 
 export interface Pipeline {

@@ -1,8 +1,9 @@
 /** Buffers before they are made: their sizes, and whether an adapter holds them. */
 import { StratumError } from "../errors.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
-import type { BufferUse, Device, DeviceBuffer, DeviceTexture, TextureFormat } from "./device.ts";
+import type { Device } from "./device.ts";
 import type { DeviceLimits } from "./device-info.ts";
+import type { BufferUse, DeviceBuffer, DeviceTexture, TextureFormat } from "./device-memory.ts";
 
 export interface PlannedBuffer {
   readonly label: string;

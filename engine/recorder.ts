@@ -2,7 +2,8 @@
 import { StratumError } from "../errors.ts";
 import type { Extent } from "../kernels/kernel.ts";
 import { TEXEL_BYTES } from "../kernels/texture.ts";
-import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { Device } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import { SUBMIT_FLOPS } from "./dispatch-size.ts";
 import { type BoundBuffer, bind, type Pipeline } from "./pipelines.ts";
 import type { Call, Profiler } from "./profiler.ts";

@@ -1,5 +1,6 @@
 import { type Binding, type Kernel, PARAMS_BYTES, type TwinBuffer } from "../kernels/kernel.ts";
-import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { Device } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import type { Pipelines } from "./pipelines.ts";
 import { Recorder } from "./recorder.ts";
 

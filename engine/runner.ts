@@ -5,7 +5,7 @@ import { cosine, cosineDefaults } from "../kernels/cosine.ts";
 import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { spanMean } from "../kernels/span-mean.ts";
 import { type Batch, type PackOptions, pooledRows, rowOf } from "./batch.ts";
-import type { DeviceBuffer } from "./device.ts";
+import type { DeviceBuffer } from "./device-memory.ts";
 import { DISPATCH_FLOPS, meansPerDispatch, rowsPerDispatch, tilesPerDispatch } from "./dispatch-size.ts";
 import {
   type ForwardKernels,
@@ -249,7 +249,12 @@ export async function createRunner(
       }
       for (let first = 0; first < count; first += means) {
         const n = Math.min(means, count - first);
-        const spans = { buffer: held.buffers.poolSpans, offset: 16 * first, size: 16 * n };
+        // To the end of the buffer: a size of its own for every number of sequences would be a bind group for each.
+        const spans = {
+          buffer: held.buffers.poolSpans,
+          offset: 16 * first,
+          size: held.buffers.poolSpans.size - 16 * first,
+        };
         const tokens = batch.sequences.slice(first, first + n).reduce((sum, s) => sum + s.length - s.poolFrom, 0);
         const extent = { outputs: n, inputs: Math.min(tokens, batch.ids.length), pairs: tokens };
         recorder.dispatch(meanPipeline, { x, spans, out, params: at(first, n) }, n, { role: "read out", extent });

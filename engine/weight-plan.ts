@@ -18,7 +18,7 @@ import {
   tensorsTo,
   type WeightForm,
 } from "./decoder.ts";
-import { bufferBytes } from "./device.ts";
+import { bufferBytes } from "./device-memory.ts";
 import { type PlannedBuffer, type PlannedMemory, plannedTexture, sumBytes } from "./planned-buffer.ts";
 import type { Platform } from "./platform.ts";
 

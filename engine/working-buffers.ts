@@ -1,7 +1,8 @@
 /** The working buffers of a runner: for as many rows as a batch may hold, and for more where they are asked for. */
 import { StratumError } from "../errors.ts";
 import type { ModelSpec } from "./decoder.ts";
-import type { Device, DeviceBuffer, DeviceTexture } from "./device.ts";
+import type { Device } from "./device.ts";
+import type { DeviceBuffer, DeviceTexture } from "./device-memory.ts";
 import type { Workspace } from "./forward.ts";
 import type { BoundBuffer } from "./pipelines.ts";
 import { type BatchBudget, planWorkspace, type WorkspaceName, type WorkspaceSize } from "./plan.ts";
@@ -49,6 +50,7 @@ export async function createWorkingBuffers(
     checkPlan([...planned.values()], device.info.limits);
     // The old buffers first: both together may be more than there is.
     release();
+    if (budget > 0) await device.freed();
     const made: Partial<Record<WorkspaceName, DeviceBuffer | DeviceTexture>> = {};
     buffers = made as Workspace;
     try {

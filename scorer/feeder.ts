@@ -2,8 +2,9 @@
  * Brings lists of features to the GPU, standardised: all of them once, into buffers that stay, or where they exceed a
  * bound of memory batch by batch from the source. Both ways run the same kernel, so both give the same bits.
  */
-import type { DeviceBuffer } from "../engine/device.ts";
+
 import type { DeviceLimits } from "../engine/device-info.ts";
+import type { DeviceBuffer } from "../engine/device-memory.ts";
 import type { Engine } from "../engine/model.ts";
 import type { Pipeline } from "../engine/pipelines.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";

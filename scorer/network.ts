@@ -3,7 +3,8 @@
  * cosine (SRR, arXiv 2505.15710); without the attention sub-block it is the pointwise head. Forward and backward over
  * lists that lie one after another in the rows of one batch: ragged, no padding.
  */
-import type { Device, DeviceBuffer } from "../engine/device.ts";
+import type { Device } from "../engine/device.ts";
+import type { DeviceBuffer } from "../engine/device-memory.ts";
 import type { Engine } from "../engine/model.ts";
 import type { BoundBuffer, Pipeline } from "../engine/pipelines.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";

@@ -3,7 +3,7 @@
  * trained scorer on the same states, which stay on the GPU.
  */
 import type { Batch } from "../engine/batch.ts";
-import type { DeviceBuffer } from "../engine/device.ts";
+import type { DeviceBuffer } from "../engine/device-memory.ts";
 import { fingerprint } from "../engine/fingerprint.ts";
 import type { Model } from "../engine/hidden-states.ts";
 import { DEFAULT_BATCH_TOKENS } from "../engine/plan.ts";

@@ -2,7 +2,7 @@
  * A trained scorer at work: states in, scores out. Candidates are scored in the canonical order of their states, so that
  * permuting them permutes the scores bit for bit, and nothing else in the batch plays a part.
  */
-import type { DeviceBuffer } from "../engine/device.ts";
+import type { DeviceBuffer } from "../engine/device-memory.ts";
 import type { Engine } from "../engine/model.ts";
 import { checkPlan, type PlannedBuffer } from "../engine/planned-buffer.ts";
 import { Recorder } from "../engine/recorder.ts";
@@ -167,6 +167,7 @@ export async function createScorer(engine: Engine, options: ScorerOptions): Prom
     // The old buffers first: both together may be more than there is.
     const before = held.network.rows;
     release();
+    await device.freed();
     try {
       held = await make(rows);
     } catch (cause) {

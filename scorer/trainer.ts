@@ -2,8 +2,9 @@
  * One optimisation step after another on the GPU: weights, gradients, moments and features stay there; what comes back
  * is a row of the log every few steps.
  */
-import type { DeviceBuffer } from "../engine/device.ts";
+
 import type { DeviceLimits } from "../engine/device-info.ts";
+import type { DeviceBuffer } from "../engine/device-memory.ts";
 import type { Engine } from "../engine/model.ts";
 import type { PlannedBuffer } from "../engine/planned-buffer.ts";
 import { Recorder } from "../engine/recorder.ts";

@@ -1,5 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
-import { Device, type DeviceBuffer } from "../../engine/device.ts";
+import { Device } from "../../engine/device.ts";
+import type { DeviceBuffer } from "../../engine/device-memory.ts";
 import { createEngine, type Engine } from "../../engine/model.ts";
 import { openDevice } from "../../engine/open-device.ts";
 import { type BoundBuffer, Pipelines } from "../../engine/pipelines.ts";
@@ -26,6 +27,25 @@ async function open(): Promise<Engine> {
   opened.push(engine);
   return engine;
 }
+
+describe("memory that is destroyed", () => {
+  it("is given back, though nothing is submitted any more", async () => {
+    const { device } = await open();
+    const data = new Uint8Array(16 * 2 ** 20).fill(1);
+    const once = async () => {
+      const buffer = device.createBuffer("large", data.byteLength, "storage");
+      device.write(buffer, data);
+      buffer.destroy();
+      await device.freed();
+    };
+    for (let i = 0; i < 4; i++) await once();
+    const before = process.memoryUsage().rss;
+    for (let i = 0; i < 16; i++) await once();
+    // Without, every one lies beside the others, on the host where the adapter is software.
+    expect(process.memoryUsage().rss - before).toBeLessThan(6 * data.byteLength);
+    expect(device.liveBytes).toBe(0);
+  });
+});
 
 describe("an error in the background becomes the error of the next call", () => {
   const faults: readonly (readonly [string, (device: Device, buffer: DeviceBuffer) => void, string])[] = [

@@ -1,7 +1,7 @@
 /** The door for what computes with states on the GPU: lent to a function, in one pass with the cosines. */
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type Batch, packBatches, type SequenceGroup } from "../../engine/batch.ts";
-import type { DeviceBuffer } from "../../engine/device.ts";
+import type { DeviceBuffer } from "../../engine/device-memory.ts";
 import { createEngine, type LoadedModel, loadBlocks } from "../../engine/model.ts";
 import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import { createRunner } from "../../engine/runner.ts";
