@@ -109,7 +109,7 @@ export {
 export { type ListMeasures, type MeasureName, measureLists, randomMeasures } from "./scorer/measures.ts";
 export { type FoundShard, openShards } from "./scorer/merge.ts";
 export { mergedLines } from "./scorer/merge-rankings.ts";
-export { mergedLayout, mergedStates, mergeFacts } from "./scorer/merge-states.ts";
+export { type MergedStates, openMergedStates } from "./scorer/merge-states.ts";
 export { type PairedRankings, pairRankings } from "./scorer/paired-rankings.ts";
 export { PRESETS, type PresetName, type Recipe, trainOptionsOf } from "./scorer/presets.ts";
 export { createRanker, type Ranker, type RankOptions, type RankOutcome, rank } from "./scorer/rank.ts";

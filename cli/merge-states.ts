@@ -1,14 +1,14 @@
 /** Merging hidden states: where a merge was stopped, the same command goes on. */
 import { StratumError } from "../errors.ts";
-import { countPlaced, type FoundShard } from "../scorer/merge.ts";
-import { mergedLayout, mergedStates, mergeFacts } from "../scorer/merge-states.ts";
-import { type ExtractCounts, forgetStates, openStatesFile } from "../scorer/resumable-states.ts";
+import type { FoundShard } from "../scorer/merge.ts";
+import { openMergedStates } from "../scorer/merge-states.ts";
+import { type ExtractCounts, forgetStates } from "../scorer/resumable-states.ts";
 import { formatCount } from "./format.ts";
 import { note, type StopSignal, startProgress, unfinished, warn } from "./terminal.ts";
 
 const DAMAGED: readonly string[] = ["usage/shard-changed", "usage/bad-shard"];
 
-export interface MergedStates {
+export interface StatesMerge {
   readonly counts: ExtractCounts;
   /** Lines that an earlier merge did. */
   readonly resumed: number;
@@ -18,7 +18,7 @@ export interface MergedStates {
 
 /**
  * Merges states into `output`.
- * @throws {StratumError} as `openStatesFile` and `mergedStates`
+ * @throws {StratumError} as `openMergedStates`
  */
 export async function mergeStates(
   shards: readonly FoundShard[],
@@ -26,26 +26,17 @@ export async function mergeStates(
   restart: boolean,
   held: () => Promise<boolean>,
   stop: StopSignal,
-): Promise<MergedStates> {
-  const total = countPlaced(shards);
-  const { metadata, ...states } = mergedLayout(shards);
-  const { adapter = "", kernels = "" } = metadata;
-  const file = await openStatesFile({
-    ...{ output, run: mergeFacts(shards), restart, held, states },
-    // The facts name the shards by their content: nothing else is asked of the input.
-    input: "-",
-    plan: async () => ({ total, ranges: null, whole: null }),
-  });
-  const { state, read } = file.resumed;
-  if (state !== null) note(`resume  after ${formatCount(file.counts.lines)} lines that an earlier merge did`);
-  const sink = await file.begin({ adapter, kernels, tiles: [] }, metadata);
-  const { line, items } = read.from;
-  const progress = startProgress(total, "lines", file.counts.lines);
+): Promise<StatesMerge> {
+  const merge = await openMergedStates(shards, { output, restart, held });
+  const before = merge.counts.lines;
+  if (before > 0) note(`resume  after ${formatCount(before)} lines that an earlier merge did`);
+  const sink = await merge.begin();
+  const progress = startProgress(merge.total, "lines", before);
   let written: readonly string[] = [];
   unfinished.add(`${output}.partial.body`);
   try {
-    if (!file.finished) {
-      for await (const record of mergedStates(shards, { line, items, register: read.register })) {
+    if (!merge.finished) {
+      for await (const record of merge.records()) {
         if (stop.signal.aborted) break;
         await sink.write(record);
         progress.add(1, 0);
@@ -61,9 +52,11 @@ export async function mergeStates(
     progress.stop();
     unfinished.clear();
   }
-  if (written.length === 0) await sink.leave();
-  if (written.length === 0) warn(`unfinished: what was done lies beside ${output}; the same command goes on`);
-  return { counts: sink.counts, resumed: file.counts.lines, written };
+  if (written.length === 0) {
+    await sink.leave();
+    warn(`unfinished: what was done lies beside ${output}; the same command goes on`);
+  }
+  return { counts: sink.counts, resumed: before, written };
 }
 
 /** States are not lines: they need a name. @throws {StratumError} `usage/output` */

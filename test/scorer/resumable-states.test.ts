@@ -1,12 +1,12 @@
 /** A file of states whose process is lost at any instant: what lies there then is gone on with, and ends in the same bytes. */
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { messageOf } from "../../errors.ts";
 import { readSequences } from "../../scorer/lists.ts";
 import { openStatesFile } from "../../scorer/resumable-states.ts";
-import { isSystemError } from "../../weights/json.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { contents, instantsOf, layOut } from "../support/instants.ts";
 
 let folder: Folder;
 beforeAll(async () => {
@@ -38,11 +38,6 @@ async function extract(input: string, place: string): Promise<void> {
   await sink.finish();
 }
 
-type Contents = Readonly<Record<string, string>>;
-
-const contents = (place: string): Contents =>
-  Object.fromEntries(readdirSync(place).map((name) => [name, readFileSync(join(place, name)).toString("base64")]));
-
 it("at every instant that the disk shows", async () => {
   const input = await folder.write(
     "lines.jsonl",
@@ -50,32 +45,15 @@ it("at every instant that the disk shows", async () => {
   );
   const place = join(folder.path, "run");
   mkdirSync(place);
-  // A look at every turn of the event loop: nothing but what is under way in the system is done meanwhile, and a file
-  // that gets another name there is looked for once more.
-  const seen = new Map<string, Contents>();
-  let watching = true;
-  const watch = () => {
-    if (!watching) return;
-    try {
-      const found = contents(place);
-      seen.set(JSON.stringify(found), found);
-    } catch (cause) {
-      if (!isSystemError(cause, "ENOENT")) throw cause;
-    }
-    setImmediate(watch);
-  };
-  watch();
-  await extract(input, place);
-  watching = false;
+  const seen = await instantsOf(place, () => extract(input, place));
   const whole = contents(place);
   expect(Object.keys(whole).filter((name) => /-\d{5}\.safetensors$/.test(name)).length).toBeGreaterThan(3);
   expect(Object.keys(whole).filter((name) => /partial|journal/.test(name))).toEqual([]);
-  expect(seen.size).toBeGreaterThan(50);
+  expect(seen.length).toBeGreaterThan(50);
   let instant = 0;
-  for (const found of seen.values()) {
+  for (const found of seen) {
     const copy = join(folder.path, `instant-${++instant}`);
-    mkdirSync(copy);
-    for (const [name, text] of Object.entries(found)) writeFileSync(join(copy, name), Buffer.from(text, "base64"));
+    layOut(copy, found);
     const left = `instant ${instant}: ${Object.keys(found).join(" ")}`;
     const message = await extract(input, copy).then(() => null, messageOf);
     expect([left, message, contents(copy)]).toEqual([left, null, whole]);

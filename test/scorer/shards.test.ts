@@ -139,12 +139,22 @@ describe("which shard a process is", () => {
   });
 });
 
-/** Duplicates within and across shards, blank lines, lines that are no lists, ids and none. */
+/** Duplicates within and across shards, of many lines too, blank lines, lines that are no lists (one with another's id for
+ * its number), ids and none. */
 const TEXT = Array.from({ length: 600 }, (_, i) => {
   if (i % 37 === 5) return "";
   if (i % 41 === 7) return "{";
+  if (i % 43 === 11) return "[]";
   const id =
-    i % 13 === 9 ? { id: `q"${i - 9 - ((i - 9) % 2)}` } : i % 5 === 0 ? {} : { id: i % 2 === 0 ? `q"${i}` : i + 0.5 };
+    i === 2
+      ? { id: "12" }
+      : i % 50 === 20
+        ? { id: "often" }
+        : i % 13 === 9
+          ? { id: `q"${i - 9 - ((i - 9) % 2)}` }
+          : i % 5 === 0
+            ? {}
+            : { id: i % 2 === 0 ? `q"${i}` : i + 0.5 };
   return JSON.stringify({ ...id, instruction: "é".repeat(i % 90), candidates: i % 29 === 3 ? [] : ["a"] });
 }).join("\n");
 

@@ -3,8 +3,6 @@
  * by a scorer, with rankers made anew every time and a device that is lost now and then. What is measured after every
  * round must not rise; what is ranked must stay the same.
  */
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { loadModel } from "../../engine/hidden-states.ts";
 import { createEngine } from "../../engine/model.ts";
 import { seededRandom } from "../../kernels/random.ts";
@@ -12,30 +10,29 @@ import { type Fields, type ListLine, parseList } from "../../scorer/lists.ts";
 import { createRanker, type RankOptions } from "../../scorer/rank.ts";
 import { initialWeights } from "../../scorer/scorer-spec.ts";
 import { writeTinyTextModel } from "./cli.ts";
+import { collect, gpuObjects, type Memory, memoryNow } from "./memory.ts";
 
-/** What holds after a round. */
-export interface SoakSample {
+/** What holds after rounds. */
+export interface SoakSample extends Memory {
   readonly seconds: number;
-  /** Resident bytes of this process, after a collection. */
-  readonly rss: number;
-  /** Of it, what JavaScript holds, in its heap and outside. */
-  readonly held: number;
-  /** Bytes of buffers and textures on the GPU while no ranker is open: the weights'. */
-  readonly live: number;
-  readonly buffers: number;
-  /** Of the round, of one list on average: what passed, and what this process computed meanwhile. */
+  /** Lists that were ranked since the first. */
+  readonly lists: number;
+  /** Since the last sample, of one list on average: what passed, and what this process computed meanwhile. */
   readonly msPerList: number;
   readonly cpuMsPerList: number;
-  /** The device was lost in this round: its time tells nothing. */
-  readonly lost: boolean;
 }
 
 export interface Soak {
   readonly samples: readonly SoakSample[];
+  readonly rounds: number;
   readonly lists: number;
   readonly losses: number;
   /** Rounds whose rankings were not those of the first. */
   readonly different: number;
+  /** Bytes and buffers on the GPU while no ranker is open, the weights', each different one once; one is right. */
+  readonly live: readonly string[];
+  /** WebGPU's objects that were alive when the kernels had been made, and at the end. */
+  readonly gpuObjects: readonly [string, string];
 }
 
 const WORDS = "the of pan fire water lid number answer very large and why how it is not safe to do so".split(" ");
@@ -60,20 +57,22 @@ function mixedLists(seed: number, count: number): ListLine[] {
 
 /** However slow the adapter is. */
 const LEAST_ROUNDS = 4;
+/** Samples of a run, at most: they lie in the memory that they measure, and each costs two collections. */
+const MOST_SAMPLES = 400;
 
-/**
- * Ranks for so many seconds.
- * @param losesIn whether the device is lost in a round
- */
-export async function soak(
-  seconds: number,
-  losesIn: (round: number, seconds: number) => boolean,
-  onSample?: (sample: SoakSample) => void,
-): Promise<Soak> {
-  setFlagsFromString("--expose-gc");
-  const collect = runInNewContext("gc") as () => void;
+export interface SoakOptions {
+  /** Whether the device is lost in a round; default never. */
+  readonly losesIn?: (round: number) => boolean;
+  readonly onSample?: (sample: SoakSample) => void;
+  /** Is called after every round: what a test leaks on purpose. */
+  readonly leak?: (gpu: GPUDevice) => void;
+}
+
+/** Ranks for so many seconds. */
+export async function soak(seconds: number, { losesIn, onSample, leak }: SoakOptions = {}): Promise<Soak> {
   await using tiny = await writeTinyTextModel({ layers: 1 });
   using engine = await createEngine({ faults: "" });
+  const { device } = engine;
   await using model = await loadModel(engine, tiny.directory);
   const { hiddenSize: dim } = model.files.spec.config;
   const spec = { head: "pointwise", dim, width: 8, heads: 1, ffn: 16, tau: 0.2 } as const;
@@ -81,48 +80,60 @@ export async function soak(
     ...{ spec, weights: initialWeights(spec, 1), base: null, layer: 1, pooling: null, system: null },
     ...{ standardise: null, training: {} },
   };
-  const ways: readonly RankOptions[] = [{ layer: 1 }, { layer: 1, batchTokens: 300 }, { layer: 1, scorer }];
+  const ways: readonly RankOptions[] = [
+    { layer: 1 },
+    { layer: 1, batchTokens: 300 },
+    { layer: 1, scorer },
+    { layer: 1, pooling: "mean" },
+  ];
   const lines = mixedLists(7, 32);
   async function* source(): AsyncGenerator<ListLine> {
     yield* lines;
   }
+  const live = new Set<string>();
   const samples: SoakSample[] = [];
-  let [lists, different] = [0, 0];
+  let [lists, different, round] = [0, 0, 0];
   let wanted: string | undefined;
+  let objectsBefore = "";
   const begin = performance.now();
-  for (let round = 0; round < LEAST_ROUNDS || performance.now() - begin < 1000 * seconds; round++) {
-    const lost = losesIn(round, (performance.now() - begin) / 1000);
+  const secondsNow = () => (performance.now() - begin) / 1000;
+
+  async function rankAll(loses: boolean): Promise<void> {
     const records: unknown[] = [];
-    const [from, cpu] = [performance.now(), process.cpuUsage()];
     for (const options of ways) {
       using ranker = await createRanker(model, options);
       for await (const { record } of ranker.rank(source())) {
-        if (lost && records.length === 40) engine.device.gpu.destroy();
+        if (loses && records.length === 40) device.gpu.destroy();
         records.push(record);
       }
     }
-    const msPerList = (performance.now() - from) / records.length;
-    const { user, system } = process.cpuUsage(cpu);
     const text = JSON.stringify(records);
     wanted ??= text;
     if (text !== wanted) different++;
     lists += records.length;
-    collect();
-    const { liveBytes: live, liveBuffers } = engine.device;
-    const { rss, heapUsed, external } = process.memoryUsage();
-    const at = { seconds: (performance.now() - begin) / 1000, lost };
-    const cpuMsPerList = (user + system) / 1000 / records.length;
-    const sample = {
-      ...at,
-      rss,
-      held: heapUsed + external,
-      live,
-      buffers: liveBuffers.length,
-      msPerList,
-      cpuMsPerList,
-    };
+    live.add(`${device.liveBytes} bytes in ${device.liveBuffers.length} buffers`);
+  }
+
+  for (let due = 0; round < LEAST_ROUNDS || secondsNow() < seconds; due += seconds / MOST_SAMPLES) {
+    const [from, cpu, before] = [performance.now(), process.cpuUsage(), lists];
+    do {
+      await rankAll(losesIn?.(round) ?? false);
+      leak?.(device.gpu);
+      round++;
+    } while (secondsNow() < due);
+    const msPerList = (performance.now() - from) / (lists - before);
+    const { user, system } = process.cpuUsage(cpu);
+    const cpuMsPerList = (user + system) / 1000 / (lists - before);
+    await collect();
+    // What was just collected goes with the end of a submission.
+    await device.freed();
+    const sample = { ...memoryNow(), seconds: secondsNow(), lists, msPerList, cpuMsPerList };
     samples.push(sample);
     onSample?.(sample);
+    if (samples.length === 1) objectsBefore = gpuObjects();
   }
-  return { samples, lists, losses: engine.device.losses, different };
+  return {
+    ...{ samples, rounds: round, lists, losses: device.losses, different },
+    ...{ live: [...live], gpuObjects: [objectsBefore, gpuObjects()] },
+  };
 }
