@@ -8,6 +8,7 @@ import { collectChunks, poolStatus, removeRun } from "../../scorer/pool-collect.
 import { submitLists } from "../../scorer/pool-submit.ts";
 import { work } from "../../scorer/pool-worker.ts";
 import type { Ranker } from "../../scorer/rank.ts";
+import type { RankingRecord } from "../../scorer/rankings.ts";
 import {
   type CliProcess,
   errorCodes,
@@ -241,6 +242,34 @@ describe("the commands", () => {
     expect(readFileSync(out).equals(readFileSync(whole))).toBe(true);
     for (const { child } of workers) child.kill("SIGTERM");
     expect((await Promise.all(workers.map(({ ended }) => ended))).map(({ code }) => code)).toEqual([143, 143, 143]);
+  });
+
+  it("workers of two adapters do one run, and it is said which did what", LONG_TEST, async () => {
+    const input = join(folder.path, "mixed.jsonl");
+    await writeTinyLists(input, 300);
+    const [out, whole] = [join(folder.path, "mixed-out.jsonl"), join(folder.path, "mixed-whole.jsonl")];
+    const queue = ["--queue", redis.url, "--name", "mixed"];
+    const layer = ["--layer", "1"];
+    expect((await stratum(["submit", input, ...layer, ...queue, "--chunk-kib", "1"])).code).toBe(0);
+    // Where the system has no adapter of its own, both are the embedded one.
+    const adapters = [[], ["--adapter", "embedded"]];
+    await Promise.all(adapters.map((flags) => stratum(["worker", ...queue, ...flags, "--drain"], LONG)));
+    const collected = await stratum(["collect", ...queue, "-o", out, "--json"], LONG);
+    const ranked = await stratum(["rank", input, ...layer, "-o", whole], LONG);
+    expect(collected.code).toBe(ranked.code);
+    const { workers } = lastJsonLine(collected.stderr) as { workers: { lists: number }[] };
+    expect(workers).toHaveLength(2);
+    expect(workers.reduce((sum, { lists }) => sum + lists, 0)).toBe(300);
+    const read = (path: string) => jsonLines<RankingRecord>(readFileSync(path, "utf8"));
+    const [found, wanted] = [read(out), read(whole)];
+    expect(found.map(({ id }) => id)).toEqual(wanted.map(({ id }) => id));
+    const scores = (records: readonly RankingRecord[]) =>
+      records.flatMap(({ results = [] }) =>
+        [...results].sort((a, b) => a.index - b.index).map(({ relevance_score }) => relevance_score),
+      );
+    const [got, expected] = [scores(found), scores(wanted)];
+    expect(got).toHaveLength(expected.length);
+    for (const [i, score] of got.entries()) expect(Math.abs(score - (expected[i] ?? 0))).toBeLessThan(2e-5);
   });
 
   it("no pool and no Redis are told", async () => {
