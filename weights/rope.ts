@@ -106,6 +106,25 @@ export interface RopeContext {
  * @throws {StratumError} `config/unsupported-rope`, `config/bad-value`
  */
 export function readRope(entries: z.infer<typeof RopeEntries>, context: RopeContext): RopeConfig {
+  const rope = ropeOf(entries, context);
+  const { path, key } = context;
+  const { type, theta } = rope;
+  if (!Number.isFinite(ropeScale(rope))) throw badValue(path, `${key} scales by ${ropeScale(rope)} (${type})`);
+  // Numbers of which each alone is possible: yarn divides by the logarithm of theta, and a tiny factor divides into infinity.
+  for (const long of [false, true]) {
+    const frequency = pairFrequency(rope, long);
+    for (let i = 0; i < Math.min(rotaryDims(rope) / 2, MOST_PAIRS); i++) {
+      if (Number.isFinite(frequency(i))) continue;
+      throw badValue(path, `${key} turns pair ${i} at a frequency of ${frequency(i)} (${type}, rope_theta ${theta})`);
+    }
+  }
+  return rope;
+}
+
+/** Pairs of a head that are looked at: no head has as many, and a config may say any number. */
+const MOST_PAIRS = 4096;
+
+function ropeOf(entries: z.infer<typeof RopeEntries>, context: RopeContext): RopeConfig {
   const { path, key, headDim, aliases = {} } = context;
   const named = entries.rope_type ?? entries.type ?? "default";
   const type = Object.hasOwn(aliases, named) ? aliases[named] : TYPES.find((known) => known === named);
@@ -211,9 +230,14 @@ export function ropeScale(rope: RopeConfig): number {
  * @param long of `longrope` the factors of sequences beyond its original length
  */
 export function ropeFrequencies(rope: RopeConfig, long = false): Float64Array<ArrayBuffer> {
+  const frequency = pairFrequency(rope, long);
+  return Float64Array.from({ length: rotaryDims(rope) / 2 }, (_, i) => frequency(i));
+}
+
+function pairFrequency(rope: RopeConfig, long: boolean): (pair: number) => number {
   const { dims, theta } = rope;
   const blend = rope.type === "yarn" ? yarnBlend(rope) : () => 1;
-  return Float64Array.from({ length: rotaryDims(rope) / 2 }, (_, i) => {
+  return (i) => {
     const frequency = 1 / theta ** ((2 * i) / dims);
     switch (rope.type) {
       case "linear":
@@ -227,7 +251,7 @@ export function ropeFrequencies(rope: RopeConfig, long = false): Float64Array<Ar
       default:
         return frequency;
     }
-  });
+  };
 }
 
 function llama3Frequency(rope: Extract<RopeConfig, { type: "llama3" }>, frequency: number): number {

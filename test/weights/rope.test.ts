@@ -179,6 +179,17 @@ describe("refused", () => {
   });
 
   it("heads that cannot turn in pairs", () => {
+    const yarn = { rope_type: "yarn", factor: 4, beta_fast: 4, beta_slow: 0.5, original_max_position_embeddings: 32 };
+    expect(() => read({ ...yarn, rope_theta: 1 })).toThrow(
+      failing("config/bad-value", "frequency of NaN", "rope_theta 1"),
+    );
+    expect(() => read({ ...yarn, factor: 1e-320 })).toThrow(
+      failing("config/bad-value", "pair 0 at a frequency of NaN"),
+    );
+    expect(() => read({ rope_type: "linear", factor: 1e-320 })).toThrow(failing("config/bad-value", "of Infinity"));
+    expect(() => read({ ...yarn, mscale: 1e308, mscale_all_dim: -10 / Math.log(4) })).toThrow(
+      failing("config/bad-value", "scales by"),
+    );
     expect(() => read({}, { headDim: 15 })).toThrow(failing("config/bad-value", "head_dim 15"));
     expect(() => read({}, { headDim: 3, partial: 0.25 })).toThrow(failing("config/bad-value", "partial_rotary_factor"));
     for (const type of ["yarn", "longrope"])
