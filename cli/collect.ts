@@ -1,8 +1,9 @@
 /** `stratum collect`: a run's rankings out of a pool, or how far it is. */
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
-import type { Pool, PoolRun } from "../scorer/pool.ts";
+import type { Pool } from "../scorer/pool.ts";
 import type { PoolStatus } from "../scorer/pool-collect.ts";
+import type { PoolRun } from "../scorer/pool-records.ts";
 import { addOutputOptions } from "./common.ts";
 import { formatCount, formatFields, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";

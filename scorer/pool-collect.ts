@@ -1,16 +1,7 @@
 /** Reads a run's results out of a pool, in the order of the input, and says how far it is. */
 import { messageOf, StratumError } from "../errors.ts";
-import {
-  type ChunkDone,
-  chunksDone,
-  loadRun,
-  type Pool,
-  type PoolRun,
-  recordsSetAside,
-  unlessStopped,
-  unpack,
-  unpackItems,
-} from "./pool.ts";
+import { chunkInQueue, chunksDone, loadRun, ofQueue, type Pool, unlessStopped } from "./pool.ts";
+import { type ChunkDone, type PoolRun, readChunk, readResult, recordsSetAside } from "./pool-records.ts";
 
 export interface PoolStatus {
   readonly run: PoolRun;
@@ -36,12 +27,14 @@ export interface WorkerShare {
   readonly seconds: number;
 }
 
-/** How far a run is, from any machine. @throws {StratumError} `queue/no-run` */
+/** How far a run is, from any machine. @throws {StratumError} `queue/no-run`, `queue/damaged` */
 export async function poolStatus(pool: Pool, id: string | undefined): Promise<PoolStatus> {
   const run = await loadRun(pool, id);
   const done = await chunksDone(pool, run.id);
   const own = async (state: "failed" | "active") =>
-    (await pool.queue.getJobs([state])).filter((job) => job?.data.run === run.id).length;
+    (await ofQueue(`a chunk of run ${run.id}`, () => pool.queue.getJobs([state]))).filter(
+      (job) => job?.data.run === run.id,
+    ).length;
   const shares = new Map<string, WorkerShare>();
   for (const { worker, adapter, kernels, lists, seconds } of done) {
     // Its kernels may have been tuned between two runs.
@@ -85,7 +78,7 @@ const POLL_MS = 300;
 
 /**
  * Chunks in the order of the input; waits for those that are not done. Ends early where it is stopped.
- * @throws {StratumError} `queue/lost-chunk` for one that Redis has lost, `queue/no-run`
+ * @throws {StratumError} `queue/lost-chunk` for one that Redis has lost, `queue/damaged`, `queue/no-run`
  */
 export async function* collectChunks(
   pool: Pool,
@@ -105,7 +98,7 @@ export async function* collectChunks(
 
 /** A chunk, whether it is still waited for, or the end where the run has no such chunk. */
 async function lookFor(pool: Pool, id: string, index: number): Promise<CollectedChunk | "waits" | "end"> {
-  const { redis, key, queue } = pool;
+  const { redis, key } = pool;
   const jobId = await redis.hget(key("run", id, "chunks"), String(index));
   if (jobId === null) {
     const { chunks } = await loadRun(pool, id);
@@ -113,20 +106,20 @@ async function lookFor(pool: Pool, id: string, index: number): Promise<Collected
     if (chunks > index) throw lostChunk(index, id);
     return chunks > 0 ? "end" : "waits";
   }
-  const job = await queue.getJob(jobId);
+  const job = await chunkInQueue(pool, jobId);
   // It was in the queue before its name was here.
   if (job === undefined) throw lostChunk(index, id);
   const state = await job.getState();
   if (state === "completed") {
-    const { text, done } = job.returnvalue;
+    const { text, done } = readResult(job.returnvalue, index);
     const { lists, failed, tokens } = done;
-    return { text: unpack(text), lists, failed, tokens, done, setAside: null };
+    return { text, lists, failed, tokens, done, setAside: null };
   }
   if (state !== "failed") return "waits";
-  const items = unpackItems(job.data.items);
+  const lines = readChunk(job.data, jobId);
   const reason = messageOf(job.failedReason ?? "no reason given");
-  const text = recordsSetAside(items, reason);
-  return { text, lists: items.length, failed: items.length, tokens: 0, done: null, setAside: reason };
+  const text = recordsSetAside(lines, reason);
+  return { text, lists: lines.length, failed: lines.length, tokens: 0, done: null, setAside: reason };
 }
 
 function lostChunk(index: number, id: string): StratumError {

@@ -7,23 +7,23 @@ import { StratumError } from "../errors.ts";
 import { hashFile } from "../weights/durable.ts";
 import type { ListItem, ListLine } from "./lists.ts";
 import { readLists } from "./lists.ts";
+import { ATTEMPTS, chunkInQueue, type Pool, type PoolJob, saveDone, saveRun, submittedCounts } from "./pool.ts";
 import {
-  ATTEMPTS,
   type ChunkData,
+  type ChunkDone,
   type ChunkItem,
   chunkId,
-  type Pool,
   type PoolRun,
   packItems,
-  saveRun,
-  submittedCounts,
-} from "./pool.ts";
+  readChunk,
+  readResult,
+} from "./pool-records.ts";
 import { errorRecord, toJsonLine } from "./rankings.ts";
 
 export interface SubmitRequest {
   /** A file of lists. */
   readonly path: string;
-  readonly run: Omit<PoolRun, "stratum" | "id" | "lists" | "chunks">;
+  readonly run: Omit<PoolRun, "id" | "lists" | "chunks">;
   /** The trained scorer's folder. */
   readonly scorer: string | null;
   /** Bytes of texts after which a chunk ends, about; default a 64th of the file, 2 to 64 KiB. */
@@ -34,7 +34,7 @@ export interface SubmitRequest {
 
 export interface Submitted {
   readonly run: PoolRun;
-  /** Chunks that the pool did not have. */
+  /** Chunks that the pool did not have, or only damaged. */
   readonly added: number;
   /** Chunks that had been set aside and are tried again. */
   readonly retried: number;
@@ -65,23 +65,23 @@ export async function submitLists(pool: Pool, request: SubmitRequest): Promise<S
   const id = createHash("sha256").update(identity).digest("hex").slice(0, 16);
   if (scorer !== null) await storeScorer(pool, id, scorer);
   // Workers may begin before the last chunk is there. What was submitted whole has as many chunks again.
-  await saveRun(pool, { stratum: "run 1", id, ...words, ...(await submittedCounts(pool, id)) });
+  await saveRun(pool, { id, ...words, ...(await submittedCounts(pool, id)) });
   let [added, retried, lists, chunks] = [0, 0, 0, 0];
   let items: ChunkItem[] = [];
   let bytes = 0;
   let bulk: { name: string; data: ChunkData; opts: object }[] = [];
   const handOver = async () => {
     const ids = bulk.map(({ data }) => chunkId(data));
-    for (const jobId of ids) {
-      const known = await queue.getJob(jobId);
+    for (const [i, jobId] of ids.entries()) {
+      const known = await wholeChunk(pool, jobId, bulk[i].data.index);
       if (known === undefined) {
         added++;
         // Its result may be lost, too.
         await redis.hdel(key("run", id, "done"), jobId);
-      } else if (await known.isFailed()) {
-        await known.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
+      } else if (known.state === "failed") {
+        await known.job.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
         retried++;
-      }
+      } else if (known.done !== null) await saveDone(pool, id, jobId, known.done);
     }
     await queue.addBulk(bulk);
     // By place: what was handed over before stays what it is.
@@ -113,15 +113,37 @@ export async function submitLists(pool: Pool, request: SubmitRequest): Promise<S
     }
     const item = itemOf(line);
     items.push(item);
-    bytes += (item.list ?? item.record ?? "").length;
+    bytes += ("list" in item ? item.list : item.record).length;
     if (bytes >= chunkBytes || items.length === MOST_LISTS) await endChunk();
   }
   if (items.length > 0) await endChunk();
   if (bulk.length > 0) await handOver();
-  const run: PoolRun = { stratum: "run 1", id, ...words, lists, chunks };
+  const run: PoolRun = { id, ...words, lists, chunks };
   if (chunks === 0) throw new StratumError("list/empty-file", `${path} holds no lists`, "give one JSON object a line");
   await saveRun(pool, run);
   return { run, added, retried };
+}
+
+interface KnownChunk {
+  readonly job: PoolJob;
+  readonly state: string;
+  /** Who has done it. */
+  readonly done: ChunkDone | null;
+}
+
+/** A chunk as the queue has it; undefined where it has none. One that is damaged is taken out, unless somebody ranks it. */
+async function wholeChunk(pool: Pool, jobId: string, index: number): Promise<KnownChunk | undefined> {
+  try {
+    const job = await chunkInQueue(pool, jobId);
+    if (job === undefined) return undefined;
+    readChunk(job.data, jobId);
+    const state = await job.getState();
+    return { job, state, done: state === "completed" ? readResult(job.returnvalue, index).done : null };
+  } catch (cause) {
+    if (!(cause instanceof StratumError && cause.code === "queue/damaged")) throw cause;
+    await pool.queue.remove(jobId);
+    return undefined;
+  }
 }
 
 function itemOf(line: ListLine): ChunkItem {

@@ -5,25 +5,21 @@
  * stops renewing its chunks' locks, and the others take them over after `stalledMs`.
  */
 import { hostname } from "node:os";
-import { type Job, WaitingError, Worker } from "bullmq";
+import { WaitingError, Worker } from "bullmq";
 import { messageOf, StratumError } from "../errors.ts";
 import type { ListLine } from "./lists.ts";
 import {
-  type ChunkData,
-  type ChunkDone,
-  type ChunkResult,
   connect,
   DEATHS,
-  listOf,
   loadRun,
   type Pool,
-  type PoolRun,
-  pack,
+  type PoolJob,
   QUEUE_PREFIX,
+  saveDone,
   unlessStopped,
-  unpackItems,
   withoutPassword,
 } from "./pool.ts";
+import { type ChunkData, type ChunkDone, type ChunkResult, type PoolRun, packText, readChunk } from "./pool-records.ts";
 import type { Ranker } from "./rank.ts";
 import { toJsonLine } from "./rankings.ts";
 
@@ -67,23 +63,23 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     return loaded.ranker;
   }
 
-  async function rankChunk(job: Job<ChunkData, ChunkResult>, runRanker: RunRanker): Promise<ChunkResult> {
+  async function rankChunk(job: PoolJob, runRanker: RunRanker): Promise<ChunkResult> {
     const begin = performance.now();
-    const items = unpackItems(job.data.items);
-    const lists = items.flatMap((item): ListLine[] => (item.record === undefined ? [listOf(item)] : []));
+    const chunk = readChunk(job.data, job.id ?? "");
     const records: string[] = [];
-    const counts = { lists: items.length, failed: 0, tokens: 0 };
+    const counts = { lists: chunk.length, failed: 0, tokens: 0 };
     let next = 0;
+    /** What is known of the lines that are no lists. */
     const passOn = () => {
-      for (let record = items[next]?.record; record !== undefined; record = items[next]?.record) {
-        records.push(record);
+      for (let item = chunk[next]; item?.kind === "record"; item = chunk[next]) {
+        records.push(item.record);
         counts.failed++;
         next++;
       }
     };
     passOn();
     async function* source(): AsyncGenerator<ListLine> {
-      yield* lists;
+      for (const item of chunk) if (item.kind === "list") yield item;
     }
     for await (const outcome of runRanker.ranker.rank(source())) {
       records.push(toJsonLine(outcome.record));
@@ -94,12 +90,12 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     }
     const { adapter, kernels } = runRanker;
     const seconds = Number(((performance.now() - begin) / 1000).toFixed(3));
-    const lines: [number, number] = [items[0].line, items[items.length - 1].line];
+    const lines: [number, number] = [chunk[0].line, chunk[chunk.length - 1].line];
     const done: ChunkDone = { index: job.data.index, lines, ...counts, worker: name, adapter, kernels, seconds };
-    return { text: pack(records.join("")), done };
+    return { text: packText(records.join("")), done };
   }
 
-  async function takeChunk(job: Job<ChunkData, ChunkResult>, token?: string): Promise<ChunkResult> {
+  async function takeChunk(job: PoolJob, token?: string): Promise<ChunkResult> {
     const waited = turn;
     let release: () => void = () => undefined;
     turn = new Promise<void>((resolve) => {
@@ -114,12 +110,13 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
         throw new WaitingError();
       }
       const result = await rankChunk(job, ranker);
-      await pool.redis.hset(pool.key("run", job.data.run, "done"), job.id ?? "", JSON.stringify(result.done));
+      await saveDone(pool, job.data.run, job.id ?? "", result.done);
       onChunk?.(result.done);
       return result;
     } catch (cause) {
-      // A device that is gone does not come back; the chunk is tried elsewhere.
-      if (cause instanceof StratumError && cause.kind === "environment") broken(cause);
+      // A device that is gone does not come back; the chunk is tried elsewhere. One that is damaged is so everywhere.
+      if (cause instanceof StratumError && cause.kind === "environment" && cause.code !== "queue/damaged")
+        broken(cause);
       throw cause;
     } finally {
       release();

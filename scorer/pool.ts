@@ -3,15 +3,19 @@
  * its scorer's files, and who has done what. Chunks are named by their content, so that whatever is done twice (a run
  * that is submitted again, a chunk that a slow worker finishes after another) changes nothing.
  */
-import { createHash } from "node:crypto";
-import { gunzipSync, gzipSync } from "node:zlib";
-import { Queue } from "bullmq";
+import { type Job, Queue } from "bullmq";
 import { Redis } from "ioredis";
-import { z } from "zod";
 import { messageOf, StratumError } from "../errors.ts";
-import { factsSchema } from "./journal.ts";
-import { type ListLine, parseList } from "./lists.ts";
-import { errorRecord, toJsonLine } from "./rankings.ts";
+import {
+  type ChunkData,
+  type ChunkDone,
+  type ChunkResult,
+  damaged,
+  type PoolRun,
+  readDone,
+  readRun,
+  runRecord,
+} from "./pool-records.ts";
 
 /** Where a pool meets. */
 export interface PoolAddress {
@@ -27,73 +31,7 @@ export const ATTEMPTS = 3;
 export const DEATHS = 5;
 const PREFIX = "stratum";
 
-const count = z.int().min(0);
-
-const runSchema = z.object({
-  stratum: z.literal("run 1"),
-  id: z.string(),
-  /** What must be the same on every machine. */
-  facts: factsSchema,
-  /** As it was submitted: a name of the hub, or a folder that a worker may have elsewhere. */
-  model: z.string(),
-  fingerprint: z.string(),
-  weights: z.string(),
-  layer: count,
-  options: z.object({
-    system: z.string().nullable(),
-    date: z.string().nullable(),
-    pooling: z.string(),
-    truncate: z.boolean(),
-    topN: z.int().min(1).nullable(),
-    returnDocuments: z.boolean(),
-    abstainBelow: z.number().nullable(),
-    batchTokens: z.int().min(1).nullable(),
-    sharePrefix: z.boolean(),
-  }),
-  /** Name of the file of lists, for people. */
-  input: z.string(),
-  lists: count,
-  chunks: count,
-});
-
-/** A run as it was submitted. */
-export type PoolRun = Readonly<z.infer<typeof runSchema>>;
-
-/** A line of a chunk: a list as it is written, or the record of a line that is none. */
-export interface ChunkItem {
-  readonly line: number;
-  readonly list?: string;
-  readonly record?: string;
-}
-
-export interface ChunkData {
-  readonly run: string;
-  readonly index: number;
-  /** {@link packItems} */
-  readonly items: string;
-}
-
-const doneSchema = z.object({
-  index: count,
-  /** First and last line. */
-  lines: z.tuple([count, count]),
-  lists: count,
-  failed: count,
-  tokens: count,
-  worker: z.string(),
-  adapter: z.string(),
-  kernels: z.string(),
-  seconds: z.number(),
-});
-
-/** Who has done a chunk, and what it came to. */
-export type ChunkDone = Readonly<z.infer<typeof doneSchema>>;
-
-export interface ChunkResult {
-  /** The chunk's records, packed. */
-  readonly text: string;
-  readonly done: ChunkDone;
-}
+export type PoolJob = Job<ChunkData, ChunkResult>;
 
 export interface Pool extends AsyncDisposable {
   readonly address: PoolAddress;
@@ -223,71 +161,29 @@ async function within<T>(work: Promise<T>, milliseconds: number): Promise<T> {
   }
 }
 
-export function pack(text: string): string {
-  return gzipSync(text).toString("base64");
-}
-
-export function unpack(packed: string): string {
-  return gunzipSync(Buffer.from(packed, "base64")).toString("utf8");
-}
-
-export function packItems(items: readonly ChunkItem[]): string {
-  return pack(items.map((item) => JSON.stringify(item)).join("\n"));
-}
-
-const itemSchema = z.object({ line: count, list: z.string().optional(), record: z.string().optional() });
-
-export function unpackItems(packed: string): ChunkItem[] {
-  return unpack(packed)
-    .split("\n")
-    .map((text) => itemSchema.parse(JSON.parse(text)) as ChunkItem);
-}
-
-/** A list of a chunk as a reader would give it. */
-export function listOf({ line, list = "" }: ChunkItem): ListLine {
-  const parsed = parseList(JSON.parse(list) as Record<string, unknown>, String(line));
-  return { kind: "list", line, id: parsed.id, list: parsed };
-}
-
-/** The name of a chunk: its run, its place and its content. */
-export function chunkId({ run, index, items }: ChunkData): string {
-  return createHash("sha256").update(`${run} ${index} ${items}`).digest("hex").slice(0, 32);
-}
-
-/** The records of a chunk that is set aside: an error in each list's place. */
-export function recordsSetAside(items: readonly ChunkItem[], reason: string): string {
-  return items
-    .map((item) => {
-      if (item.record !== undefined) return item.record;
-      const error = new StratumError(
-        "list/set-aside",
-        `line ${item.line}: its chunk failed again and again: ${reason}`,
-        "mend what is wrong and submit the lists again: what was set aside is tried anew",
-      );
-      return toJsonLine(errorRecord(listOf(item).id, error));
-    })
-    .join("");
-}
-
 /** Those of a run's chunks and lists that are known: 0 until it is submitted whole. */
 export async function submittedCounts({ redis, key }: Pool, id: string): Promise<Pick<PoolRun, "lists" | "chunks">> {
   const text = await redis.hget(key("run", id), "record");
-  if (text === null) return { lists: 0, chunks: 0 };
-  const { lists, chunks } = runSchema.parse(JSON.parse(text));
-  return { lists, chunks };
+  try {
+    if (text !== null) return readRun(text, id);
+  } catch (cause) {
+    // It is written anew.
+    if (!(cause instanceof StratumError)) throw cause;
+  }
+  return { lists: 0, chunks: 0 };
 }
 
 /** Keeps a run's record; the newest is the one that is meant where none is named. */
 export async function saveRun({ redis, key }: Pool, run: PoolRun): Promise<void> {
-  await redis.hset(key("run", run.id), "record", JSON.stringify(run));
+  await redis.hset(key("run", run.id), "record", runRecord(run));
   await redis.zadd(key("runs"), Date.now(), run.id);
 }
 
-/** @throws {StratumError} `queue/no-run` */
+/** @throws {StratumError} `queue/no-run`, `queue/other-version`, `queue/damaged` */
 export async function loadRun({ redis, key, address }: Pool, id: string | undefined): Promise<PoolRun> {
   const wanted = id ?? (await redis.zrevrange(key("runs"), 0, 0)).at(0);
   const text = wanted === undefined ? null : await redis.hget(key("run", wanted), "record");
-  if (text === null) {
+  if (wanted === undefined || text === null) {
     throw new StratumError(
       "queue/no-run",
       id === undefined
@@ -296,11 +192,30 @@ export async function loadRun({ redis, key, address }: Pool, id: string | undefi
       "submit lists first, or name a run as submit printed it",
     );
   }
-  return runSchema.parse(JSON.parse(text));
+  return readRun(text, wanted);
 }
 
-/** Who has done what of a run so far. */
+/** Keeps who has done a chunk. */
+export async function saveDone({ redis, key }: Pool, run: string, jobId: string, done: ChunkDone): Promise<void> {
+  await redis.hset(key("run", run, "done"), jobId, JSON.stringify(done));
+}
+
+/** Who has done what of a run so far, by the chunks' places. @throws {StratumError} `queue/damaged` */
 export async function chunksDone({ redis, key }: Pool, run: string): Promise<ChunkDone[]> {
   const all = await redis.hvals(key("run", run, "done"));
-  return all.map((text) => doneSchema.parse(JSON.parse(text))).sort((a, b) => a.index - b.index);
+  return all.map(readDone).sort((a, b) => a.index - b.index);
+}
+
+/** A chunk in the queue, by its name. @throws {StratumError} `queue/damaged` */
+export async function chunkInQueue({ queue }: Pool, jobId: string): Promise<PoolJob | undefined> {
+  return ofQueue(`chunk ${jobId}`, () => queue.getJob(jobId));
+}
+
+/** BullMQ parses what it reads. @throws {StratumError} `queue/damaged` */
+export async function ofQueue<T>(what: string, ask: () => Promise<T>): Promise<T> {
+  try {
+    return await ask();
+  } catch (cause) {
+    throw cause instanceof SyntaxError ? damaged(what, cause) : cause;
+  }
 }

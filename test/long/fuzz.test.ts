@@ -8,6 +8,7 @@ import { fuzz, seedOf, tell } from "../support/fuzz/harness.ts";
 import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
+import { POOL_TARGETS } from "../support/fuzz/pool.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
 import { SAFETENSORS_TARGETS } from "../support/fuzz/safetensors.ts";
 import { SCORER_TARGETS } from "../support/fuzz/scorer.ts";
@@ -23,6 +24,7 @@ const TARGETS = [
   ...ROWS_TARGETS,
   ...PARQUET_TARGETS,
   ...JOURNAL_TARGETS,
+  ...POOL_TARGETS,
 ];
 /** Inputs of one target in one round; another one's turn comes within seconds. */
 const ROUND = 500;

@@ -3,8 +3,9 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
-import { openPool, type PoolRun } from "../../scorer/pool.ts";
+import { openPool } from "../../scorer/pool.ts";
 import { collectChunks, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
+import type { PoolRun } from "../../scorer/pool-records.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
 import { work } from "../../scorer/pool-worker.ts";
 import type { Ranker } from "../../scorer/rank.ts";
@@ -52,7 +53,7 @@ function fakeRanker(throwsAt: string): Ranker {
   return ranker as Ranker;
 }
 
-const RUN: Omit<PoolRun, "stratum" | "id" | "lists" | "chunks"> = {
+const RUN: Omit<PoolRun, "id" | "lists" | "chunks"> = {
   ...{ facts: { layer: 1 }, model: "none", fingerprint: "none", weights: "stored", layer: 1, input: "lists" },
   options: {
     ...{ system: null, date: null, pooling: "last", truncate: false, topN: null, returnDocuments: false },
@@ -170,6 +171,65 @@ describe("what Redis has lost", () => {
 
     await pool.redis.hdel(pool.key("run", run.id, "chunks"), "1");
     await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/lost-chunk" }));
+  });
+
+  it("or changed is told, whatever it is, and put right by submit", async () => {
+    const ids = Array.from({ length: 12 }, (_, i) => `q${i}`);
+    const lines = ids.map((id) => JSON.stringify({ id, instruction: id, candidates: ["a"] }));
+    const path = await folder.write("damaged.jsonl", lines.join("\n"));
+    await using pool = await openPool({ url: redis.url, name: "damaged" });
+    const { redis: client, key, queue } = pool;
+    const submit = () => submitLists(pool, { path, run: RUN, scorer: null, chunkBytes: 150 });
+    const { run } = await submit();
+    const job = String(await client.hget(key("run", run.id, "chunks"), "2"));
+    const damage = (field: string, value: string) => client.hset(`${queue.toKey(job)}`, field, value);
+    const otherData = async () => {
+      const data = JSON.parse(String(await client.hget(queue.toKey(job), "data"))) as object;
+      return JSON.stringify({ ...data, index: 3 });
+    };
+
+    // Before it is ranked: the worker goes on with the others, and the chunk is tried and set aside.
+    await damage("data", await otherData());
+    await drain(pool);
+    await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/damaged" }));
+    expect(await submit()).toMatchObject({ added: 1, retried: 0 });
+    await drain(pool);
+    expect(await collected(pool, run.id)).toEqual(ids);
+
+    // After.
+    const result = async () => JSON.parse(String(await client.hget(queue.toKey(job), "returnvalue")));
+    const { done, text } = await result();
+    for (const value of [
+      "{",
+      JSON.stringify({ done, text: `${text.slice(0, -8)}AAAAAAA=` }),
+      JSON.stringify({ done: { ...done, lists: 1 }, text }),
+      JSON.stringify({ done: { ...done, index: 0 }, text }),
+    ]) {
+      await damage("returnvalue", value);
+      await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/damaged" }));
+      expect(await submit()).toMatchObject({ added: 1, retried: 0 });
+      await drain(pool);
+      expect(await collected(pool, run.id)).toEqual(ids);
+    }
+    await damage("data", "{");
+    await expect(collected(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/damaged" }));
+    expect(await submit()).toMatchObject({ added: 1, retried: 0 });
+    await drain(pool);
+
+    await client.hset(key("run", run.id, "done"), job, "[]");
+    await expect(poolStatus(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/damaged" }));
+    const record = String(await client.hget(key("run", run.id), "record"));
+    for (const [kept, code] of [
+      [record.slice(0, -4), "queue/damaged"],
+      [record.replace(run.id, "another"), "queue/damaged"],
+      [record.replace("run 1", "run 99"), "queue/other-version"],
+    ] as const) {
+      await client.hset(key("run", run.id), "record", kept);
+      await expect(poolStatus(pool, run.id)).rejects.toThrow(expect.objectContaining({ code }));
+      expect(await submit()).toMatchObject({ added: 0, retried: 0 });
+      expect(await poolStatus(pool, run.id)).toMatchObject({ lists: 12, done: run.chunks, listsDone: 12 });
+    }
+    expect(await collected(pool, run.id)).toEqual(ids);
   });
 });
 

@@ -3,12 +3,13 @@ import { describe, expect, it } from "vitest";
 import { fuzz, seedOf } from "../support/fuzz/harness.ts";
 import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
+import { POOL_TARGETS } from "../support/fuzz/pool.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
 import { SCORER_TARGETS } from "../support/fuzz/scorer.ts";
 
 describe("hostile files", () => {
   it.each(
-    [...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS, ...JOURNAL_TARGETS].map(
+    [...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS, ...JOURNAL_TARGETS, ...POOL_TARGETS].map(
       (target) => [target.name, target] as const,
     ),
   )(
