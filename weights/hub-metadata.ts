@@ -17,6 +17,8 @@ export interface HubFile {
 const MAX_FILE_BYTES = 2 ** 44;
 /** A listing past this is no model's. */
 const MAX_FILES = 100_000;
+/** A listing has up to a thousand files a page; one that always names another page would go on for ever. */
+const MAX_PAGES = 200;
 
 /**
  * The commit that a revision names now.
@@ -49,8 +51,12 @@ export async function filesOf(client: HubClient, commit: string): Promise<Readon
   return understood(client, what, async () => {
     const files = new Map<string, HubFile>();
     const repo = { type: "model", name: client.id } as const;
-    const fetch = jsonFetch(client, what);
-    let seen = 0;
+    const ask = jsonFetch(client, what);
+    let [seen, pages] = [0, 0];
+    const fetch: typeof ask = (...asked) => {
+      if (++pages > MAX_PAGES) throw badAnswer(client, what, `it goes on for more than ${MAX_PAGES} pages`);
+      return ask(...asked);
+    };
     for await (const entry of listFiles({ repo, revision: commit, hubUrl: client.endpoint, fetch })) {
       if (++seen > MAX_FILES) throw badAnswer(client, what, `it names more than ${MAX_FILES} files`);
       const value: unknown = entry;

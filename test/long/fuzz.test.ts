@@ -5,6 +5,7 @@
  */
 import { expect, it } from "vitest";
 import { fuzz, seedOf, tell } from "../support/fuzz/harness.ts";
+import { HUB_TARGETS } from "../support/fuzz/hub.ts";
 import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
@@ -18,6 +19,7 @@ import { TOKENIZER_TARGETS } from "../support/fuzz/tokenizer.ts";
 const TARGETS = [
   ...SAFETENSORS_TARGETS,
   ...MODEL_TARGETS,
+  ...HUB_TARGETS,
   ...TOKENIZER_TARGETS,
   ...TEMPLATE_TARGETS,
   ...SCORER_TARGETS,

@@ -1,6 +1,7 @@
 /** The readers of models' files against hostile ones: see test/support/fuzz/harness.ts. */
 import { describe, expect, it } from "vitest";
 import { type FuzzTarget, fuzz, seedOf } from "../support/fuzz/harness.ts";
+import { HUB_TARGETS } from "../support/fuzz/hub.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
 import { SAFETENSORS_TARGETS } from "../support/fuzz/safetensors.ts";
 import { TEMPLATE_TARGETS } from "../support/fuzz/template.ts";
@@ -9,6 +10,7 @@ import { TOKENIZER_TARGETS } from "../support/fuzz/tokenizer.ts";
 const TARGETS: readonly FuzzTarget[] = [
   ...SAFETENSORS_TARGETS,
   ...MODEL_TARGETS,
+  ...HUB_TARGETS,
   ...TOKENIZER_TARGETS,
   ...TEMPLATE_TARGETS,
 ];

@@ -250,6 +250,14 @@ describe("what the hub answers", () => {
     await expect(asking).rejects.toThrow(failing("hub/bad-answer", text));
   });
 
+  it("a listing that always names another page is refused", async () => {
+    const { endpoint, id } = place.hub;
+    const headers = { link: `<${endpoint}/api/models/${id}/tree/${COMMIT}>; rel="next"` };
+    place.hub.fail("tree", { kind: "answer", status: 200, body: "[]", headers }, { times: 1e9 });
+    const asking = place.open().then((opened) => opened.fetch([SHARD]));
+    await expect(asking).rejects.toThrow(failing("hub/bad-answer", "200 pages"));
+  });
+
   it.each([
     { path: "../../../etc/passwd" },
     { path: "a\\b" },
