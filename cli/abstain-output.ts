@@ -10,7 +10,7 @@ import {
   whyNone,
 } from "../scorer/abstain.ts";
 import { binomialUpper } from "../scorer/binomial.ts";
-import { formatCount, formatTable } from "./format.ts";
+import { counted, formatCount, formatTable } from "./format.ts";
 import { note, warn } from "./terminal.ts";
 
 /** Rows of the table, and points of the curve in the JSON object. */
@@ -21,7 +21,7 @@ const whole = (value: number) => `${Number((100 * value).toPrecision(4))}%`;
 
 /** `answers 71 of 96 lists (74.0%), 1 of them wrong (1.4%); at most 4.9% wrong with 95% confidence` */
 function words({ answered, lists, coverage, wrong, upper, confidence, starts }: AbstainRecord): string {
-  return `answers ${formatCount(answered)} of ${formatCount(lists)} lists (${percent(coverage)}), ${formatCount(wrong)} of them wrong (${percent(wrong / answered)}); at most ${percent(upper ?? 1)} wrong with ${whole(confidence)} confidence (Clopper-Pearson${starts > 1 ? `, the level shared by ${starts} starts` : ""})`;
+  return `answers ${formatCount(answered)} of ${counted(lists, "list")} (${percent(coverage)}), ${formatCount(wrong)} of them wrong (${percent(wrong / answered)}); at most ${percent(upper ?? 1)} wrong with ${whole(confidence)} confidence (Clopper-Pearson${starts > 1 ? `, the level shared by ${starts} starts` : ""})`;
 }
 
 /** One line: the threshold, or why there is none. */
@@ -89,7 +89,7 @@ export function coverageTable({ places, safeFrom, stored, chosen, confidence }: 
   ];
   const own = stored === null ? [] : [cells(stored.point, "the scorer's own threshold")];
   return [
-    `coverage against error: ${formatCount(lists)} lists, answered where the best score reaches the threshold; wrong: the first place has a label below ${safeFrom}`,
+    `coverage against error: ${counted(lists, "list")}, answered where the best score reaches the threshold; wrong: the first place has a label below ${safeFrom}`,
     formatTable(
       ["answered", "threshold", "wrong", "error", `at most (${whole(confidence)})`, ""],
       [...[...new Set(rows)].map((point) => cells(point)), ...own],

@@ -6,7 +6,7 @@ import { spreadOf } from "../engine/bench-timer.ts";
 import { benchTrain } from "../scorer/bench.ts";
 import { shortNumber } from "./bench-rows.ts";
 import { addCommonOptions, type CommonOptions, positiveInteger, withEngine } from "./common.ts";
-import { formatBytes, formatCount, formatSeconds, formatTable } from "./format.ts";
+import { counted, formatBytes, formatCount, formatSeconds, formatTable } from "./format.ts";
 import { byteCount } from "./numbers.ts";
 import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, startProgress, writeStdout } from "./terminal.ts";
@@ -99,7 +99,7 @@ async function runBenchTrain(flags: BenchTrainFlags): Promise<number> {
     );
     note("");
     await writeStdout(
-      `${table}\n\nan epoch of ${formatCount(lists)} lists takes ${formatSeconds(epoch)}: ${ratio.toFixed(2)} times what its operations cost at the matmul's rate\nlive on the GPU ${formatCount(result.liveBytes)} bytes of ${formatCount(result.plannedBytes)} planned\non ${engine.device.info.name}, ${machine}, Node ${process.version}\n`,
+      `${table}\n\nan epoch of ${counted(lists, "list")} takes ${formatSeconds(epoch)}: ${ratio.toFixed(2)} times what its operations cost at the matmul's rate\nlive on the GPU ${formatCount(result.liveBytes)} bytes of ${formatCount(result.plannedBytes)} planned\non ${engine.device.info.name}, ${machine}, Node ${process.version}\n`,
     );
     return EXIT.ok;
   });

@@ -5,7 +5,7 @@ import type { Pool } from "../scorer/pool.ts";
 import type { PoolStatus } from "../scorer/pool-collect.ts";
 import type { PoolRun } from "../scorer/pool-records.ts";
 import { addOutputOptions } from "./common.ts";
-import { formatCount, formatFields, formatSeconds } from "./format.ts";
+import { counted, formatCount, formatFields, formatSeconds } from "./format.ts";
 import { openOutput } from "./output.ts";
 import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
@@ -108,10 +108,9 @@ async function collect(
   } else {
     const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} failed` : "";
     note(
-      `${finished ? "done" : "stopped"}    ${formatCount(counts.lists)} lists in ${formatCount(counts.chunks)} chunks, ${formatSeconds(seconds)}${failed}`,
+      `${finished ? "done" : "stopped"}    ${counted(counts.lists, "list")} in ${counted(counts.chunks, "chunk")}, ${formatSeconds(seconds)}${failed}`,
     );
-    for (const { adapter, worker, lists } of workers)
-      note(`        ${worker}, ${adapter}: ${formatCount(lists)} lists`);
+    for (const { adapter, worker, lists } of workers) note(`        ${worker}, ${adapter}: ${counted(lists, "list")}`);
     if (new Set(workers.map(({ adapter, kernels }) => `${adapter} ${kernels}`)).size > 1)
       note("note    different adapters or kernels agree within rounding, not in every bit");
   }
@@ -132,7 +131,7 @@ function statusText({ run, chunks, done, setAside, active, listsDone, workers }:
   for (const { worker, adapter, kernels, chunks: own, lists, seconds } of workers) {
     fields.push([
       "worker",
-      `${worker}, ${adapter}, kernels ${kernels}: ${formatCount(own)} chunks, ${formatCount(lists)} lists in ${formatSeconds(seconds)}`,
+      `${worker}, ${adapter}, kernels ${kernels}: ${counted(own, "chunk")}, ${counted(lists, "list")} in ${formatSeconds(seconds)}`,
     ]);
   }
   return `${formatFields(fields)}\n`;

@@ -15,7 +15,7 @@ import { platformOf } from "../engine/platform.ts";
 import { messageOf, StratumError } from "../errors.ts";
 import { isPooling, POOLING_NAMES, type Pooling } from "../scorer/encode.ts";
 import { showDownload } from "./download.ts";
-import { formatBytes, formatCount } from "./format.ts";
+import { counted, formatBytes, formatCount } from "./format.ts";
 import { addProfileOptions, openProfile, type ProfileFlags, profileChoice } from "./profile.ts";
 import { note, setQuiet, stopping, warn } from "./terminal.ts";
 import { addTuneOption, type TuneFlags } from "./tuning.ts";
@@ -232,7 +232,7 @@ export function planLine(files: ModelFiles, plan: RunPlan, scorerBytes = 0): str
   const scorer = scorerBytes > 0 ? ` + ${formatBytes(scorerBytes)} for the scorer` : "";
   const { layers, modelType } = files.spec.config;
   const held = files.spec.form === "stored" ? "" : ` in ${files.spec.form}`;
-  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights${held} + ${formatBytes(plan.bytes - bytes)} for batches of ${formatCount(plan.rows)} tokens${scorer} = ${formatBytes(all)} (${formatCount(all)} bytes)`;
+  return `plan    ${modelType}, ${depth} of ${layers} blocks: reads ${formatBytes(diskBytes)}; on the GPU ${formatBytes(bytes)} weights${held} + ${formatBytes(plan.bytes - bytes)} for batches of ${counted(plan.rows, "token")}${scorer} = ${formatBytes(all)} (${formatCount(all)} bytes)`;
 }
 
 /**

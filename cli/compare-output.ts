@@ -3,8 +3,8 @@ import type { ComparedMeasure, Comparison } from "../scorer/compare.ts";
 import type { Id } from "../scorer/lists.ts";
 import type { LabelledLists } from "../scorer/measures.ts";
 import type { EvalFlags } from "./eval-measure.ts";
-import { counted, interval } from "./eval-output.ts";
-import { formatTable, plainText } from "./format.ts";
+import { interval } from "./eval-output.ts";
+import { counted, formatTable, plainText } from "./format.ts";
 import { styled } from "./terminal.ts";
 
 /** A candidate in the first place. */

@@ -8,7 +8,7 @@ import { loadScorer } from "../scorer/scorer-file.ts";
 import { addRunOptions, countLines } from "./common.ts";
 import { type Compared, type CompareFlags, comparisonTable, flipLines, jsonComparison } from "./compare-output.ts";
 import { comparedScorers } from "./compare-scorers.ts";
-import { counted } from "./eval-output.ts";
+import { counted } from "./format.ts";
 import { bootstrapOption, safeFromOption } from "./measure-options.ts";
 import { wholeNumber } from "./numbers.ts";
 import { note, type StopSignal, stopSignal, warn, writeStdout } from "./terminal.ts";

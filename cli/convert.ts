@@ -23,8 +23,7 @@ import {
 } from "../scorer/import-shape.ts";
 import { openRows, ROW_FORMATS, type RowFormat, type RowSource } from "../scorer/rows.ts";
 import { addOutputOptions } from "./common.ts";
-import { counted } from "./eval-output.ts";
-import { plainText } from "./format.ts";
+import { counted, plainText } from "./format.ts";
 import { openOutput } from "./output.ts";
 import {
   EXIT,

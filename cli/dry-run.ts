@@ -10,7 +10,7 @@ import { createListEncoder, runPooling } from "../scorer/encode.ts";
 import { emptyFileError, type ListLine } from "../scorer/lists.ts";
 import { encodeLines, type RankOptions } from "../scorer/rank.ts";
 import { type RunFlags, withEngine } from "./common.ts";
-import { formatBytes, formatCount, formatFields, formatSeconds } from "./format.ts";
+import { counted, formatBytes, formatCount, formatFields, formatSeconds } from "./format.ts";
 import { EXIT, reportError, type StopSignal, writeStdout } from "./terminal.ts";
 import { tuneModel } from "./tuning.ts";
 
@@ -99,7 +99,7 @@ export async function dryRun(
       : formatFields([
           [
             "lists",
-            `${formatCount(counts.lists)} (${counts.failed} cannot be ranked), ${formatCount(counts.candidates)} candidates`,
+            `${formatCount(counts.lists)} (${counts.failed} cannot be ranked), ${counted(counts.candidates, "candidate")}`,
           ],
           [
             "tokens",

@@ -23,8 +23,8 @@ import type { SavedScorer } from "../scorer/scorer-file.ts";
 import { canFit, type DividedLists, divideLists } from "../scorer/seen.ts";
 import { type CoverageReport, coverageTable, jsonCoverage, storedThreshold } from "./abstain-output.ts";
 import { demoModel, type RunFlags } from "./common.ts";
-import { counted, evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
-import { plainText } from "./format.ts";
+import { evaluationTable, jsonEvaluation, sizeOf } from "./eval-output.ts";
+import { counted, plainText } from "./format.ts";
 import { EXIT, note, styled, writeStdout } from "./terminal.ts";
 
 export interface EvalFlags extends Omit<RunFlags, "pooling"> {

@@ -1,7 +1,7 @@
 /** What `stratum eval` prints: tables for people, one object for programs. */
 import type { Estimate } from "../scorer/bootstrap.ts";
 import type { Evaluation, MethodRow } from "../scorer/evaluate.ts";
-import { formatCount, formatTable } from "./format.ts";
+import { counted, formatTable } from "./format.ts";
 
 /** `58.3`, ` 100`: percent in four characters, five with a sign. */
 function percent(value: number, signed = false): string {
@@ -19,11 +19,6 @@ export function interval(estimate: Estimate | null, signed = false): string {
 
 function plain(estimate: Estimate | null): string {
   return estimate === null ? "-" : percent(estimate.mean).trim();
-}
-
-/** `1 list`, `1,234 lists` */
-export function counted(count: number, what: string): string {
-  return `${formatCount(count)} ${what}${count === 1 ? "" : "s"}`;
 }
 
 /**

@@ -27,7 +27,7 @@ import {
   withEngine,
   withModelFiles,
 } from "./common.ts";
-import { formatCount, formatSeconds } from "./format.ts";
+import { counted, formatSeconds } from "./format.ts";
 import { checkOutput, withOutputLock } from "./output.ts";
 import { noteResumed, runFacts } from "./run-facts.ts";
 import { addShardOptions, doneShard, noteUnsharded, planInput, type ShardFlags, shardOutput } from "./sharding.ts";
@@ -135,7 +135,7 @@ async function runExtract(path: string, flags: ExtractFlags): Promise<number> {
           ...{ output, run, input: path, restart: flags.restart ?? false, held, states },
           plan: () => planInput(path, flags.shard),
         });
-        noteResumed(file.resumed, `${formatCount(file.counts.lines)} lines that lie in ${indexPath(output)}.partial`);
+        noteResumed(file.resumed, `${counted(file.counts.lines, "line")} in ${indexPath(output)}.partial`);
         return withEngine(flags, (engine) =>
           extractLines(engine, files, file, { path, output, run, states, layers, flags, stop }),
         );
@@ -273,10 +273,10 @@ function tell({ counts, before, seconds, written, files, layers, flags, stop, ma
   };
   if (flags.json) process.stderr.write(`${JSON.stringify(summary)}\n`);
   else {
-    const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} lines failed` : "";
-    const earlier = before.lines > 0 ? `; ${formatCount(before.lines)} lines by earlier runs` : "";
+    const failed = counts.failed > 0 ? `; ${counted(counts.failed, "line")} failed` : "";
+    const earlier = before.lines > 0 ? `; ${counted(before.lines, "line")} by earlier runs` : "";
     note(
-      `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.sequences)} sequences, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)}${failed}${earlier}`,
+      `${stopped === undefined ? "done" : "stopped"}    ${counted(counts.sequences, "sequence")}, ${counted(counts.tokens, "token")} in ${formatSeconds(seconds)}${failed}${earlier}`,
     );
     if (machine !== undefined) for (const name of written) note(`wrote   ${name}`);
   }

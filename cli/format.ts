@@ -24,6 +24,11 @@ export function formatCount(count: number): string {
   return count.toLocaleString("en-US");
 }
 
+/** A number of things: `1 list`, `1,234 lists`. */
+export function counted(count: number, noun: string): string {
+  return `${formatCount(count)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 /** A table with aligned columns; those in `right` are aligned to the right. */
 export function formatTable(
   header: readonly string[],

@@ -17,7 +17,7 @@ import {
   weightsOption,
   withModelFiles,
 } from "./common.ts";
-import { formatBytes, formatCount, formatFields, formatTable } from "./format.ts";
+import { counted, formatBytes, formatCount, formatFields, formatTable } from "./format.ts";
 import { runQuantiseReport } from "./quantise-report.ts";
 import { writeStdout } from "./terminal.ts";
 
@@ -194,7 +194,7 @@ async function runInspect(files: ModelFiles, flags: InspectFlags): Promise<void>
     formatBytes(run.gpu_bytes),
   ]);
   const table = formatTable(
-    ["layer", "depth", "reads", "weights", `batches of ${formatCount(runs[0].batch_tokens)} tokens`, "on the GPU"],
+    ["layer", "depth", "reads", "weights", `batches of ${counted(runs[0].batch_tokens, "token")}`, "on the GPU"],
     rows,
     [0, 1, 2, 3, 4, 5],
   );

@@ -3,7 +3,7 @@ import { StratumError } from "../errors.ts";
 import type { FoundShard } from "../scorer/merge.ts";
 import { openMergedStates } from "../scorer/merge-states.ts";
 import { type ExtractCounts, forgetStates } from "../scorer/resumable-states.ts";
-import { formatCount } from "./format.ts";
+import { counted } from "./format.ts";
 import { note, type StopSignal, startProgress, unfinished, warn } from "./terminal.ts";
 
 const DAMAGED: readonly string[] = ["usage/shard-changed", "usage/bad-shard"];
@@ -29,7 +29,7 @@ export async function mergeStates(
 ): Promise<StatesMerge> {
   const merge = await openMergedStates(shards, { output, restart, held });
   const before = merge.counts.lines;
-  if (before > 0) note(`resume  after ${formatCount(before)} lines that an earlier merge did`);
+  if (before > 0) note(`resume  after ${counted(before, "line")} that an earlier merge did`);
   const sink = await merge.begin();
   const progress = startProgress(merge.total, "lines", before);
   let written: readonly string[] = [];

@@ -9,7 +9,7 @@ import { outputFiles } from "../scorer/shard-manifest.ts";
 import { divisions, manifestPath } from "../scorer/shards.ts";
 import { indexPath } from "../scorer/states-writer.ts";
 import { addOutputOptions } from "./common.ts";
-import { formatCount } from "./format.ts";
+import { counted, formatCount } from "./format.ts";
 import { checkStatesOutput, mergeStates } from "./merge-states.ts";
 import { checkOutput, openOutput, withOutputLock } from "./output.ts";
 import { addRestartOption } from "./sharding.ts";
@@ -89,12 +89,7 @@ async function runMerge(files: readonly string[], { output, restart = false, jso
     const { counts, resumed, written } = await withOutputLock(path, (held) =>
       mergeStates(shards, path, restart, held, stop),
     );
-    return tell(
-      { ...counts, resumed, ...about, written },
-      `${formatCount(counts.sequences)} sequences of `,
-      json,
-      stop,
-    );
+    return tell({ ...counts, resumed, ...about, written }, `${counted(counts.sequences, "sequence")} of `, json, stop);
   }
   const counts =
     target === undefined || target === "-" || special
@@ -167,7 +162,7 @@ function tell(summary: MergeSummary, what: string, json: boolean | undefined, st
   const { lists, lines = 0, failed, shards, written = [] } = summary;
   if (json) process.stderr.write(`${JSON.stringify({ ...summary, stopped: stopped !== undefined })}\n`);
   else {
-    const items = lists === undefined ? `${formatCount(lines)} lines` : `${formatCount(lists)} lists`;
+    const items = lists === undefined ? `${counted(lines, "line")}` : `${counted(lists, "list")}`;
     note(
       `${stopped === undefined ? "merged" : "stopped"}  ${what}${items} of ${shards} shards${failed > 0 ? `; ${formatCount(failed)} failed` : ""}`,
     );

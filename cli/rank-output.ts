@@ -9,7 +9,7 @@ import { toJsonLine } from "../scorer/rankings.ts";
 import { openRankingsFile, type RankCounts, type RankState } from "../scorer/rankings-file.ts";
 import type { InputPlan } from "../scorer/resume.ts";
 import { writeManifest } from "../scorer/shard-manifest.ts";
-import { formatCount } from "./format.ts";
+import { counted } from "./format.ts";
 import { checkOutput, openOutput, withOutputLock } from "./output.ts";
 import { noteResumed } from "./run-facts.ts";
 import { doneShard, type ShardFlags, shardOutput } from "./sharding.ts";
@@ -147,8 +147,8 @@ async function useFile<T>(
       ...{ counts, states: null },
     });
   };
-  if (file.finished !== null) note(`resume  all ${formatCount(before.lists)} lists were done: ${output}`);
-  else noteResumed(resumed, `${formatCount(before.lists)} lists that lie in ${partial}`);
+  if (file.finished !== null) note(`resume  nothing is left to do, ${counted(before.lists, "list")} in ${output}`);
+  else noteResumed(resumed, `${counted(before.lists, "list")} in ${partial}`);
   let counts = before;
   let sink: LineSink<RankState> | null = null;
   let finished = false;

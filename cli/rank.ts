@@ -21,7 +21,7 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { dryRun } from "./dry-run.ts";
-import { formatCount, formatSeconds } from "./format.ts";
+import { counted, formatCount, formatSeconds } from "./format.ts";
 import {
   addRankChoice,
   askedPooling,
@@ -231,9 +231,9 @@ function tell({ counts }: RankOutput, { files, options, flags, stop, seconds, be
   else {
     const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} failed` : "";
     const abstained = abstains ? `; abstained from ${formatCount(counts.abstained)}` : "";
-    const earlier = before.lists > 0 ? `; ${formatCount(before.lists)} lists by earlier runs` : "";
+    const earlier = before.lists > 0 ? `; ${counted(before.lists, "list")} by earlier runs` : "";
     note(
-      `${stopped === undefined ? "done" : "stopped"}    ${formatCount(counts.lists - counts.failed)} lists, ${formatCount(counts.candidates)} candidates, ${formatCount(counts.tokens)} tokens in ${formatSeconds(seconds)} (${lists.toFixed(1)} lists/s, ${formatCount(tokens)} tokens/s)${abstained}${failed}${earlier}`,
+      `${stopped === undefined ? "done" : "stopped"}    ${counted(counts.lists - counts.failed, "list")}, ${counted(counts.candidates, "candidate")}, ${counted(counts.tokens, "token")} in ${formatSeconds(seconds)} (${lists.toFixed(1)} lists/s, ${formatCount(tokens)} tokens/s)${abstained}${failed}${earlier}`,
     );
   }
   return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);

@@ -2,7 +2,7 @@
 import { REPORT_FILES, type Report, type ReportDifference, type ReportRun } from "../scorer/report-data.ts";
 import { STATES_FILES, type StatesRecord } from "../scorer/states-file.ts";
 import { numberCell, type ShownDocument, type ShownSection, type ShownTable } from "./document.ts";
-import { formatCount, formatSeconds } from "./format.ts";
+import { counted, formatCount, formatSeconds } from "./format.ts";
 import { accuracySection } from "./report-accuracy.ts";
 import { costSection } from "./report-cost.ts";
 import { coverageSection, slicesSection, transferSection } from "./report-elsewhere.ts";
@@ -90,7 +90,7 @@ function dataText(data: ReportRun["data"]): string {
     [data.no_contrast, "of one class"],
   ] as const;
   const without = left.filter(([lists]) => lists > 0).map(([lists, why]) => `${formatCount(lists)} ${why}`);
-  return `${formatCount(data.lists)} lists of ${formatCount(data.instructions)} instructions, ${formatCount(data.candidates)} candidates${without.length > 0 ? `; ${without.join(", ")}` : ""}`;
+  return `${counted(data.lists, "list")} of ${counted(data.instructions, "instruction")}, ${counted(data.candidates, "candidate")}${without.length > 0 ? `; ${without.join(", ")}` : ""}`;
 }
 
 function recommendation(report: Report): ShownSection {

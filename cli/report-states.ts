@@ -9,7 +9,7 @@ import {
   type ShownFigure,
   type ShownSection,
 } from "./document.ts";
-import { formatCount } from "./format.ts";
+import { counted } from "./format.ts";
 import { threeDigits } from "./report-words.ts";
 
 /** Of the series here: safe, unsafe, unlabelled. */
@@ -43,7 +43,7 @@ export function statesSection(states: ReportStates): ShownSection {
     id: "states",
     title: "Looking at the states",
     words: [
-      `${formatCount(states.responses)} responses of ${formatCount(states.lists)} lists, drawn with seed ${states.seed}. Bands and brackets are quartiles.`,
+      `${counted(states.responses, "response")} of ${counted(states.lists, "list")}, drawn with seed ${states.seed}. Bands and brackets are quartiles.`,
     ],
     figures: [
       ...poolings.flatMap((pooling) => [
@@ -234,7 +234,7 @@ function separation(states: ReportStates, pooling: string, title: string): Shown
       ],
       tables: [
         {
-          caption: `${title}, of ${formatCount(own[0].responses)} responses`,
+          caption: `${title}, of ${counted(own[0].responses, "response")}`,
           header: [
             "layer",
             "Fisher within lists",

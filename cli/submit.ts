@@ -16,7 +16,7 @@ import {
   positiveInteger,
   withModelFiles,
 } from "./common.ts";
-import { formatCount } from "./format.ts";
+import { counted, formatCount } from "./format.ts";
 import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { addRankChoice, askedPooling, type RankChoice, rankFacts, rankOptions } from "./rank-options.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal, writeStdout } from "./terminal.ts";
@@ -115,7 +115,7 @@ async function submitFile(path: string, name: string, flags: SubmitFlags, stop: 
         progress.stop();
         const again = retried > 0 ? `, ${retried} that had been set aside are tried again` : "";
         note(
-          `run     ${run.id}: ${formatCount(run.lists)} lists in ${formatCount(run.chunks)} chunks, ${formatCount(added)} of them new${again}`,
+          `run     ${run.id}: ${counted(run.lists, "list")} in ${counted(run.chunks, "chunk")}, ${formatCount(added)} of them new${again}`,
         );
         await writeStdout(flags.json ? `${JSON.stringify({ ...run, added, retried })}\n` : `${run.id}\n`);
       } finally {

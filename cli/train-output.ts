@@ -6,7 +6,7 @@ import type { ScorerSpec } from "../scorer/scorer-spec.ts";
 import type { AnchoredResult } from "../scorer/train-anchors.ts";
 import type { Anchor, TrainPlan } from "../scorer/train-options.ts";
 import { curve } from "./chart.ts";
-import { formatBytes, formatCount, formatSeconds } from "./format.ts";
+import { counted, formatBytes, formatCount, formatSeconds } from "./format.ts";
 import { note, warn } from "./terminal.ts";
 import type { TrainFlags } from "./train-options.ts";
 
@@ -22,7 +22,7 @@ export function planLine(engine: Engine, spec: ScorerSpec, recipe: Recipe, plan:
   return [
     `adapter ${engine.device.info.name} (${engine.device.info.source})`,
     `scorer  ${head}, width ${spec.width}, ${formatCount(plan.parameters)} parameters; loss ${recipe.loss}, tau ${spec.tau}`,
-    `plan    ${formatCount(plan.trainLists)} lists to train, ${formatCount(plan.validationLists)} to validate; ${formatCount(plan.steps)} steps of ${batch}${plan.from > 0 ? `, resumed after ${formatCount(plan.from)}` : ""}; on the GPU ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes), features ${plan.resident ? "resident" : "streamed"}`,
+    `plan    ${counted(plan.trainLists, "list")} to train, ${formatCount(plan.validationLists)} to validate; ${counted(plan.steps, "step")} of ${batch}${plan.from > 0 ? `, resumed after ${formatCount(plan.from)}` : ""}; on the GPU ${formatBytes(plan.bytes)} (${formatCount(plan.bytes)} bytes), features ${plan.resident ? "resident" : "streamed"}`,
   ].join("\n");
 }
 
@@ -50,7 +50,7 @@ export function report(
       ? "the last weights"
       : `epoch ${best.epoch + 1}: validation top-1 ${best.validation.top1.toFixed(3)}, loss ${best.validation.loss.toFixed(3)}`;
   note(
-    `\ndone    ${formatCount(result.steps)} steps, ${result.epochs.length} epochs${result.stoppedEarly ? " (ended early)" : ""} in ${formatSeconds(seconds)}; kept ${kept}`,
+    `\ndone    ${counted(result.steps, "step")}, ${result.epochs.length} epochs${result.stoppedEarly ? " (ended early)" : ""} in ${formatSeconds(seconds)}; kept ${kept}`,
   );
   const loss = best === null ? result.epochs.at(-1)?.loss : best.validation?.loss;
   if (loss !== undefined && loss >= result.chance)

@@ -41,7 +41,7 @@ import {
   withModelFiles,
 } from "./common.ts";
 import { withFeatures } from "./features.ts";
-import { formatCount } from "./format.ts";
+import { counted, formatCount } from "./format.ts";
 import { byteCount, number, properShare, share, wholeNumber } from "./numbers.ts";
 import { openStepLog, type StepLog } from "./step-log.ts";
 import { EXIT, note, type StopSignal, startTrainProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
@@ -198,7 +198,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
         await using source = await openFeatures(flags.features);
         const origin = { base: null, layer: null, pooling: null, system: null, instructions: null, kernels: null };
         note(
-          `features ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates, states ${source.dim} wide`,
+          `features ${counted(source.lists, "list")}, ${counted(source.labels.length, "candidate")}, states ${source.dim} wide`,
         );
         return await train(engine, source, origin, recipe, flags, stop);
       }
@@ -212,7 +212,7 @@ async function runTrain(path: string | undefined, flags: TrainFlags): Promise<nu
           return withFeatures(engine, files, path as string, request, flags, stop, async (found) => {
             const [{ source }] = found.layers;
             note(
-              `layer   ${layer} of ${files.spec.config.layers}, pooling ${pooling}: ${formatCount(source.lists)} lists, ${formatCount(source.labels.length)} candidates`,
+              `layer   ${layer} of ${files.spec.config.layers}, pooling ${pooling}: ${counted(source.lists, "list")}, ${counted(source.labels.length, "candidate")}`,
             );
             const origin: Origin = {
               base: {
@@ -298,8 +298,8 @@ async function train(
           if (first) {
             note(planLine(engine, spec, recipe, found));
             if (found.leftOut > 0)
-              note(`note    ${formatCount(found.leftOut)} lists teach nothing (a missing label, or all labels alike)`);
-            if (held.length > 0) note(`note    ${formatCount(held.length)} lists held out`);
+              note(`note    ${counted(found.leftOut, "list")} left out: a missing label, or all labels alike`);
+            if (held.length > 0) note(`note    ${counted(held.length, "list")} held out`);
             // Not before: what stops a run earlier must not cost the scorer that is there.
             if (flags.overwrite && !flags.resume) await clearFolder(flags.output);
           }
@@ -330,7 +330,7 @@ async function train(
   const losses = curves.get(result.anchor) ?? [];
   const stopped = result.interrupted ? stop.exitCode() : undefined;
   if (stopped !== undefined) {
-    warn(`stopped after ${formatCount(result.steps)} steps; go on with the same command and --resume`);
+    warn(`stopped after ${counted(result.steps, "step")}; go on with the same command and --resume`);
     return stopped;
   }
   const seconds = (performance.now() - begin) / 1000;

@@ -4,8 +4,7 @@ import truncatedWidth from "fast-string-truncated-width";
 import { StratumError } from "../errors.ts";
 import { type JudgedRanking, judge, listFinder, readRankings } from "../scorer/ranking-lines.ts";
 import { addOutputOptions, countLines, positiveInteger } from "./common.ts";
-import { counted } from "./eval-output.ts";
-import { plainText } from "./format.ts";
+import { counted, plainText } from "./format.ts";
 import { safeFromOption } from "./measure-options.ts";
 import { EXIT, note, stopSignal, styled, writeStdout } from "./terminal.ts";
 

@@ -28,7 +28,7 @@ import {
   withEngine,
 } from "./common.ts";
 import { showDownload } from "./download.ts";
-import { formatCount } from "./format.ts";
+import { counted } from "./format.ts";
 import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { scorerFact } from "./run-facts.ts";
 import { EXIT, note, reportError, stopSignal } from "./terminal.ts";
@@ -91,7 +91,7 @@ async function runWorker(flags: WorkerFlags): Promise<number> {
         reportError(error);
       },
     });
-    note(`done    ${formatCount(counts.lists)} lists in ${formatCount(counts.chunks)} chunks`);
+    note(`done    ${counted(counts.lists, "list")} in ${counted(counts.chunks, "chunk")}`);
   });
   return stop.exitCode() ?? EXIT.ok;
 }

@@ -3,8 +3,7 @@
  * the hub's refs. Damage gives the undisturbed output or an error; what somebody wrote on purpose, with the hash that
  * belongs to it, gives whatever it says or an error, in bounded time and memory.
  */
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { isDeepStrictEqual } from "node:util";
 import fc from "fast-check";
@@ -20,11 +19,11 @@ import { planShard, shardPath } from "../../../scorer/shards.ts";
 import { openJournal } from "../../../scorer/sweep-journal.ts";
 import { hubRepository, readRef } from "../../../weights/hub-cache.ts";
 import { sealed } from "../../../weights/seal.ts";
+import { fuzzFolder } from "./folder.ts";
 import { type FuzzTarget, fuzzTarget, outcomeOf } from "./harness.ts";
 import { changedJson, damaged } from "./mutations.ts";
 
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-journals-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("journals");
 const at = (...names: readonly string[]) => join(folder, ...names);
 const text = (...names: readonly string[]) => readFileSync(at(...names), "utf8");
 

@@ -1,6 +1,5 @@
 /** A model's folder: config.json, the shards' index, and links; nothing outside the folder may be read. */
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { blockTensors, tensorsTo } from "../../../engine/decoder.ts";
@@ -10,6 +9,7 @@ import { openCheckpoint } from "../../../weights/checkpoint.ts";
 import { readConfigFile } from "../../../weights/config.ts";
 import { declaredCheckpoint } from "../../../weights/declared-checkpoint.ts";
 import { ropeFrequencies, ropeScale } from "../../../weights/rope.ts";
+import { fuzzFolder } from "./folder.ts";
 import { type FuzzTarget, fuzzTarget, outcomeOf } from "./harness.ts";
 import { changedJson, changedJsonText } from "./mutations.ts";
 
@@ -58,8 +58,7 @@ function describe(config: unknown): void {
   }
 }
 
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-model-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("model");
 const model = join(folder, "model");
 mkdirSync(join(model, "sub"), { recursive: true });
 const SHARD = "model-00001-of-00001.safetensors";

@@ -1,14 +1,13 @@
 /** Parquet files of every compression, damaged: the process that decodes them may end, this one may not. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { openParquet } from "../../../scorer/rows-parquet.ts";
+import { fuzzFolder } from "./folder.ts";
 import { type FuzzTarget, fuzzTarget, outcomeOf } from "./harness.ts";
 import { damaged } from "./mutations.ts";
 
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-parquet-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("parquet");
 
 const SEEDS = ["snappy", "zstd", "gzip", "uncompressed"].map((codec) =>
   readFileSync(new URL(`../../golden/import/pairs-${codec}.parquet`, import.meta.url)),

@@ -1,18 +1,17 @@
 /** Rows that `convert` takes, of every format but Parquet, and rankings that others read. */
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { readRankings } from "../../../scorer/ranking-lines.ts";
 import { openRows, type RowFormat } from "../../../scorer/rows.ts";
 import { chunks } from "../chunks.ts";
+import { fuzzFolder } from "./folder.ts";
 import { codeOf, type FuzzTarget, fuzzTarget, type Outcome, outcomeOf } from "./harness.ts";
 import { changedJsonText, damaged } from "./mutations.ts";
 
 const encoder = new TextEncoder();
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-rows-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("rows");
 
 const ROWS = [
   { prompt: "why?", chosen: "so", rejected: "no", n: 1 },

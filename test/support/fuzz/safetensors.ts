@@ -1,11 +1,11 @@
 /** Safetensors: headers by themselves, and whole files with their length and their data. */
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { openSafetensors } from "../../../weights/safetensors.ts";
 import { DTYPE_BITS, parseSafetensorsHeader, tensorBytes } from "../../../weights/safetensors-header.ts";
+import { fuzzFolder } from "./folder.ts";
 import { type FuzzTarget, fuzzTarget, outcomeOf } from "./harness.ts";
 import { changedJsonText, damaged } from "./mutations.ts";
 
@@ -96,8 +96,7 @@ function checkHeader(header: Uint8Array, bodyBytes: number): void {
   assert.equal(end, fileBytes);
 }
 
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-safetensors-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("safetensors");
 
 /** Whatever can be read is what stands at that place of the file, and no more is read than that. */
 async function readAll(bytes: Uint8Array): Promise<void> {

@@ -1,7 +1,6 @@
 /** What ranking and training read: lists, scorers, weights, features, checkpoints of a training, tuned kernels, benchmarks. */
 import { createHash } from "node:crypto";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { openReport } from "../../../cli/bench-report.ts";
@@ -20,12 +19,12 @@ import { seenInstructions } from "../../../scorer/seen.ts";
 import { encodeFloats } from "../../../weights/floats.ts";
 import { DTYPE_BITS, type Dtype, tensorBytes } from "../../../weights/safetensors-header.ts";
 import { chunks, collect } from "../chunks.ts";
+import { fuzzFolder } from "./folder.ts";
 import { codeOf, type FuzzTarget, fuzzTarget, type Outcome, outcomeOf } from "./harness.ts";
 import { changedJson, changedJsonText, damaged } from "./mutations.ts";
 
 const encoder = new TextEncoder();
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-scorer-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("scorer");
 const at = (name: string) => join(folder, name);
 const sha256 = (...parts: readonly (string | Uint8Array)[]) =>
   parts.reduce((hash, part) => hash.update(part), createHash("sha256")).digest("hex");

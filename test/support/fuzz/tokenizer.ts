@@ -1,10 +1,10 @@
 /** Tokenizer files: a small one of every kind, with components of every kind changed, and texts through it. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
 import { StratumError } from "../../../errors.ts";
 import { loadTokenizer } from "../../../weights/tokenizer.ts";
+import { fuzzFolder } from "./folder.ts";
 import { codeOf, type FuzzTarget, fuzzTarget, type Outcome, outcomeOf } from "./harness.ts";
 import { changedJson, changedJsonText } from "./mutations.ts";
 
@@ -179,8 +179,7 @@ const TEXTS = [
   "<s>".repeat(3),
 ];
 
-const folder = mkdtempSync(join(tmpdir(), "stratum-fuzz-tokenizer-"));
-process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+const folder = fuzzFolder("tokenizer");
 
 /** The clock of one text: far less than a user's, so that many can run. */
 const MILLISECONDS = 300;
