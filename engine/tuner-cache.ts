@@ -4,7 +4,7 @@
  * somebody else's, is told of and written anew.
  */
 import { readFileSync } from "node:fs";
-import { open, rename, rm, stat } from "node:fs/promises";
+import { rename, rm } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { z } from "zod";
@@ -13,6 +13,7 @@ import type { MatmulTile } from "../kernels/matmul.ts";
 import { cacheFolder } from "../weights/cache-folder.ts";
 import { makeFolder, removeStale, temporaryName, writeFailed, writeSynced } from "../weights/durable.ts";
 import { readJsonFile } from "../weights/json.ts";
+import { withLock } from "../weights/lock.ts";
 import type { Engine } from "./model.ts";
 import { allowsTile, matmulVersion, shapeOfKey, type TileTable } from "./tiles.ts";
 
@@ -20,9 +21,8 @@ const PRIVATE = 0o700;
 const MOST_BYTES = 2 ** 22;
 /** Entries beyond are dropped, those written longest ago first. */
 const MOST_ENTRIES = 32;
-/** A lock older than this was left by a process that was killed: writing takes milliseconds. */
+/** A lock that stays for so long was left by a process that was killed elsewhere: writing takes milliseconds. */
 const LOCK_MS = 5000;
-const RETRY_MS = 20;
 
 /** `$XDG_CACHE_HOME/stratum/tuning.json`, or that below `~/.cache`. */
 export function tuningFile(): string {
@@ -137,7 +137,7 @@ export async function writeTuning(
   try {
     await makeFolder(dirname(path), PRIVATE);
     await removeStale(dirname(path));
-    await withLock(`${path}.lock`, async () => {
+    const write = async () => {
       const entries = await readEntries(path, undefined);
       const before = entries.find((entry) => isOf(entry, key))?.tiles ?? {};
       const others = entries.filter((entry) => !isOf(entry, key)).slice(-(MOST_ENTRIES - 1));
@@ -149,30 +149,10 @@ export async function writeTuning(
       };
       await writeSynced(made, `${JSON.stringify(file, null, 1)}\n`);
       await rename(made, path);
-    });
+    };
+    await withLock(`${path}.lock`, write, { staleMs: LOCK_MS, guard: (_, step) => step() });
   } catch (cause) {
     await rm(made, { force: true }).catch(() => undefined);
     throw writeFailed(path, cause);
-  }
-}
-
-/** Runs a step while no other process does; one that was killed meanwhile is not waited for. */
-async function withLock(path: string, step: () => Promise<void>): Promise<void> {
-  for (;;) {
-    try {
-      await (await open(path, "wx")).close();
-      break;
-    } catch (cause) {
-      if (!(cause instanceof Error && "code" in cause && cause.code === "EEXIST")) throw cause;
-      const found = await stat(path).catch(() => undefined);
-      // A time to come is one before the clock was put back: it would be waited for.
-      if (found !== undefined && Math.abs(Date.now() - found.mtimeMs) > LOCK_MS) await rm(path, { force: true });
-      else await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-    }
-  }
-  try {
-    await step();
-  } finally {
-    await rm(path, { force: true });
   }
 }
