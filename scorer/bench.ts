@@ -6,7 +6,7 @@ import { bufferTile, matmul } from "../kernels/matmul.ts";
 import { seededRandom } from "../kernels/random.ts";
 import type { FeatureSource } from "./feature-source.ts";
 import { identity } from "./feeder.ts";
-import { flatten } from "./network.ts";
+import { flatten } from "./parameter-layout.ts";
 import { epochOrder } from "./sampling.ts";
 import { initialWeights, type ScorerSpec } from "./scorer-spec.ts";
 import { BATCH_ROWS, createTrainer, LOG_SLOTS, planTrainer } from "./trainer.ts";

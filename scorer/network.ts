@@ -20,56 +20,11 @@ import { listAttentionGrad } from "../kernels/list-attention-grad.ts";
 import { listCosine, listCosineGrad } from "../kernels/list-cosine.ts";
 import { bufferTile, type MatmulVariant, matmul } from "../kernels/matmul.ts";
 import { matmulWeightGrad, matmulWeightGradTile } from "../kernels/matmul-weight-grad.ts";
-import { elementCount, type ParameterShape, parameterShapes, type ScorerSpec } from "./scorer-spec.ts";
+import { type ParameterLayout, parameterLayout } from "./parameter-layout.ts";
+import type { ScorerSpec } from "./scorer-spec.ts";
 
 /** torch.nn.LayerNorm's own. */
 const LAYER_NORM_EPS = 1e-5;
-
-/** A parameter's place in the flat buffers, in floats. */
-export interface ParameterSlot extends ParameterShape {
-  readonly offset: number;
-  readonly count: number;
-}
-
-export interface ParameterLayout {
-  readonly slots: readonly ParameterSlot[];
-  /** Floats of a flat buffer, the gaps between parameters included. */
-  readonly count: number;
-}
-
-/** Floats: a binding may begin at multiples of 256 bytes. */
-const ALIGN = 64;
-
-/** All parameters in one buffer, so that one dispatch updates them. */
-export function parameterLayout(spec: ScorerSpec): ParameterLayout {
-  let offset = 0;
-  const slots = parameterShapes(spec).map((parameter) => {
-    const count = elementCount(parameter.shape);
-    const slot = { ...parameter, offset, count };
-    offset += Math.ceil(count / ALIGN) * ALIGN;
-    return slot;
-  });
-  return { slots, count: offset };
-}
-
-/** Parameters by name as one flat array. */
-export function flatten(
-  layout: ParameterLayout,
-  tensors: ReadonlyMap<string, Float32Array>,
-): Float32Array<ArrayBuffer> {
-  const flat = new Float32Array(layout.count);
-  for (const { name, offset, count } of layout.slots) {
-    const values = tensors.get(name);
-    if (values?.length !== count) throw new Error(`parameter ${name} has ${values?.length} of ${count} values`);
-    flat.set(values, offset);
-  }
-  return flat;
-}
-
-/** A flat array as parameters by name. */
-export function unflatten({ slots }: ParameterLayout, flat: Float32Array): Map<string, Float32Array<ArrayBuffer>> {
-  return new Map(slots.map(({ name, offset, count }) => [name, flat.slice(offset, offset + count)]));
-}
 
 const LINEARS = ["proj", "inProj", "outProj", "linear1", "linear2"] as const;
 const NORMS = ["norm1", "norm2"] as const;

@@ -12,7 +12,8 @@ import { PARAMS_BYTES } from "../kernels/kernel.ts";
 import { standardise } from "../kernels/standardise.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { identity, type Standardisation } from "./feeder.ts";
-import { allocate, createNetwork, flatten, planNetwork } from "./network.ts";
+import { allocate, createNetwork, planNetwork } from "./network.ts";
+import { flatten } from "./parameter-layout.ts";
 import { checkListLength, type ScorerSpec } from "./scorer-spec.ts";
 
 /** A list as rows of a buffer of states. */

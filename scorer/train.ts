@@ -10,7 +10,7 @@ import { StratumError } from "../errors.ts";
 import { type EpochRecord, readCheckpoint, type TrainProgress, writeCheckpoint } from "./checkpoint.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { measureLists } from "./measures.ts";
-import { flatten, parameterLayout, unflatten } from "./network.ts";
+import { flatten, parameterLayout, unflatten } from "./parameter-layout.ts";
 import { streamSeed } from "./sampling.ts";
 import { learningRate } from "./schedule.ts";
 import { checkScorerSpec, initialWeights, parameterCount } from "./scorer-spec.ts";

@@ -14,7 +14,8 @@ import { LIST_LOSS_AUX_BYTES, type LossName, listLoss, listLossDefaults } from "
 import { SQUARE_SUM_PARTS, squareSum, stepStatus } from "../kernels/step-status.ts";
 import { type FeatureSource, listLength } from "./feature-source.ts";
 import { createFeeder, type DrawnList, drawnRows, type Feeder, planFeeder, type Standardisation } from "./feeder.ts";
-import { allocate, createNetwork, type Network, parameterLayout, planNetwork } from "./network.ts";
+import { allocate, createNetwork, type Network, planNetwork } from "./network.ts";
+import { parameterLayout } from "./parameter-layout.ts";
 import type { ScorerSpec } from "./scorer-spec.ts";
 
 export interface TrainerOptions {

@@ -6,7 +6,7 @@ import { loadModel } from "../../engine/hidden-states.ts";
 import { createEngine } from "../../engine/model.ts";
 import { readCheckpoint } from "../../scorer/checkpoint.ts";
 import type { Fields } from "../../scorer/lists.ts";
-import { parameterLayout } from "../../scorer/network.ts";
+import { parameterLayout } from "../../scorer/parameter-layout.ts";
 import { rank } from "../../scorer/rank.ts";
 import { scoreFeatures } from "../../scorer/scorer.ts";
 import type { SavedScorer } from "../../scorer/scorer-file.ts";

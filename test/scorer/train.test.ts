@@ -6,7 +6,7 @@ import { StratumError } from "../../errors.ts";
 import { readCheckpoint } from "../../scorer/checkpoint.ts";
 import { arraySource, type FeatureSource } from "../../scorer/feature-source.ts";
 import { identity } from "../../scorer/feeder.ts";
-import { flatten, parameterLayout } from "../../scorer/network.ts";
+import { flatten, parameterLayout } from "../../scorer/parameter-layout.ts";
 import { initialWeights } from "../../scorer/scorer-spec.ts";
 import { trainScorer } from "../../scorer/train.ts";
 import type { TrainOptions, TrainPlan, TrainRun } from "../../scorer/train-options.ts";

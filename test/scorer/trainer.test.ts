@@ -2,7 +2,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { createEngine } from "../../engine/model.ts";
 import { LOSSES, type LossName } from "../../kernels/list-loss.ts";
 import { identity } from "../../scorer/feeder.ts";
-import { flatten, unflatten } from "../../scorer/network.ts";
+import { flatten, unflatten } from "../../scorer/parameter-layout.ts";
 import { createTrainer, LOG_SLOTS, type Trainer, type TrainerOptions } from "../../scorer/trainer.ts";
 import { GOLDEN_SPEC, readScorerGolden } from "../support/scorer-golden.ts";
 

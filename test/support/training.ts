@@ -3,7 +3,7 @@ import { expect } from "vitest";
 import type { Engine } from "../../engine/model.ts";
 import { StratumError } from "../../errors.ts";
 import { arraySource, type FeatureSource } from "../../scorer/feature-source.ts";
-import { flatten, parameterLayout } from "../../scorer/network.ts";
+import { flatten, parameterLayout } from "../../scorer/parameter-layout.ts";
 import { PRESETS, trainOptionsOf } from "../../scorer/presets.ts";
 import { trainScorer } from "../../scorer/train.ts";
 import type { TrainOptions, TrainRun } from "../../scorer/train-options.ts";
