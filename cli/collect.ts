@@ -1,5 +1,5 @@
 /** `stratum collect`: a run's rankings out of a pool, or how far it is. */
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 import { StratumError } from "../errors.ts";
 import type { Pool } from "../scorer/pool.ts";
 import type { PoolStatus } from "../scorer/pool-collect.ts";
@@ -16,6 +16,7 @@ interface CollectFlags extends PoolFlags {
   readonly chunks?: string;
   readonly status?: boolean;
   readonly remove?: boolean;
+  readonly discard?: boolean;
 }
 
 const EXAMPLES = `
@@ -24,7 +25,8 @@ Examples:
   $ stratum collect --queue redis://head:6379 --status
 
 It waits until all is done. A chunk that failed three times is set aside: its lists get an error in their place. Results
-stay in the queue, and collecting again gives the same, until --remove takes them out.`;
+stay in the queue, and collecting again gives the same, until --remove takes them out, or --discard, which writes nothing
+and ends what nobody wants any more.`;
 
 /** Declares the command. */
 export function collectCommand(program: Command): void {
@@ -35,6 +37,12 @@ export function collectCommand(program: Command): void {
     .option("--chunks <file>", "write a line a chunk: who ranked it, on which adapter")
     .option("--status", "say how far it is and who has done what, and wait for nothing")
     .option("--remove", "take the run out of the queue once its rankings are written")
+    .addOption(
+      new Option(
+        "--discard",
+        "take the run that --run names out of the queue, done or not, and write nothing",
+      ).conflicts(["output", "chunks", "status", "remove"]),
+    )
     .addHelpText("after", EXAMPLES);
   addOutputOptions(command, "a JSON summary as the last line on stderr (with --status: on stdout)").action(
     async (flags: CollectFlags) => {
@@ -45,10 +53,13 @@ export function collectCommand(program: Command): void {
 
 /** Runs the command. @returns the exit code */
 async function runCollect(flags: CollectFlags): Promise<number> {
-  const [{ loadRun }, { poolStatus }] = await Promise.all([
+  const [{ loadRun }, { poolRuns, poolStatus }] = await Promise.all([
     import("../scorer/pool.ts"),
     import("../scorer/pool-collect.ts"),
   ]);
+  if (flags.discard && flags.run === undefined) {
+    throw new StratumError("usage/pool", "--discard without --run", "name the run as submit printed it");
+  }
   if (flags.remove && flags.output === undefined) {
     throw new StratumError("usage/output", "--remove without -o FILE", "give -o FILE: stdout may be lost");
   }
@@ -56,8 +67,14 @@ async function runCollect(flags: CollectFlags): Promise<number> {
   await using pool = await openFlagged(flags);
   if (flags.status) {
     const status = await poolStatus(pool, flags.run);
-    await writeStdout(flags.json ? `${JSON.stringify(status)}\n` : statusText(status));
+    const others = (await poolRuns(pool)).filter((id) => id !== status.run.id);
+    await writeStdout(flags.json ? `${JSON.stringify({ ...status, others })}\n` : statusText(status, others));
     return EXIT.ok;
+  }
+  if (flags.discard) {
+    const { id } = await loadRun(pool, flags.run);
+    await discard(pool, id, stop);
+    return stop.exitCode() ?? EXIT.ok;
   }
   return await collect(pool, await loadRun(pool, flags.run), flags, stop);
 }
@@ -68,7 +85,7 @@ async function collect(
   flags: CollectFlags,
   stop: StopSignal,
 ): Promise<number> {
-  const { collectChunks, poolStatus, removeRun } = await import("../scorer/pool-collect.ts");
+  const { collectChunks, poolStatus } = await import("../scorer/pool-collect.ts");
   const output = await openOutput(flags.output, { keeps: false });
   const log = flags.chunks === undefined ? null : await openOutput(flags.chunks, { keeps: false });
   const progress = startProgress(total > 0 ? total : undefined, "lists");
@@ -114,11 +131,23 @@ async function collect(
     if (new Set(workers.map(({ adapter, kernels }) => `${adapter} ${kernels}`)).size > 1)
       note("note    different adapters or kernels agree within rounding, not in every bit");
   }
-  if (finished && flags.remove) await removeRun(pool, id);
+  if (finished && flags.remove) await discard(pool, id, stop);
   return stop.exitCode() ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
 }
 
-function statusText({ run, chunks, done, setAside, active, listsDone, workers }: PoolStatus): string {
+/** Takes a run out of the queue. */
+async function discard(pool: Pool, id: string, { signal }: StopSignal): Promise<void> {
+  const { removeRun } = await import("../scorer/pool-collect.ts");
+  const left = await removeRun(pool, id, { signal });
+  if (left === 0) note(`removed run ${id}`);
+  else warn(`run ${id} is in the queue still: ${counted(left, "chunk")} under way; take it out again later`);
+}
+
+/** @param others runs of the pool */
+function statusText(
+  { run, chunks, done, setAside, active, listsDone, workers }: PoolStatus,
+  others: readonly string[],
+): string {
   const all = run.chunks > 0 ? `${formatCount(chunks)}` : "(being submitted)";
   const fields: [string, string][] = [
     ["run", `${run.id}, ${run.input}`],
@@ -134,5 +163,6 @@ function statusText({ run, chunks, done, setAside, active, listsDone, workers }:
       `${worker}, ${adapter}, kernels ${kernels}: ${counted(own, "chunk")}, ${counted(lists, "list")} in ${formatSeconds(seconds)}`,
     ]);
   }
+  if (others.length > 0) fields.push(["others", `${others.join(", ")} (--run)`]);
   return `${formatFields(fields)}\n`;
 }

@@ -132,11 +132,30 @@ function lostChunk(index: number, id: string): StratumError {
 
 const pause = () => new Promise<null>((resolve) => setTimeout(() => resolve(null), POLL_MS));
 
-/** Takes a run and all that belongs to it out of the queue. */
-export async function removeRun({ redis, key, queue }: Pool, id: string): Promise<void> {
-  for (const jobId of await redis.hvals(key("run", id, "chunks"))) await queue.remove(jobId).catch(() => undefined);
-  await redis.del(
-    ...["", "chunks", "done", "scorer"].map((part) => (part === "" ? key("run", id) : key("run", id, part))),
-  );
+/** The names of a pool's runs, the newest first. */
+export async function poolRuns({ redis, key }: Pool): Promise<string[]> {
+  return redis.zrevrange(key("runs"), 0, -1);
+}
+
+/**
+ * Takes a run and all that belongs to it out of the queue; waits for chunks that are under way.
+ * @returns how many of those were left when it was stopped: then the run is there still
+ */
+export async function removeRun(pool: Pool, id: string, { signal }: CollectOptions = {}): Promise<number> {
+  const { redis, key, queue } = pool;
+  let left = await redis.hvals(key("run", id, "chunks"));
+  for (;;) {
+    const locked: string[] = [];
+    for (const jobId of left) {
+      // 0 for one that a worker holds, and for one that is not there.
+      if ((await queue.remove(jobId)) === 0 && (await queue.getJobState(jobId)) !== "unknown") locked.push(jobId);
+    }
+    left = locked;
+    if (left.length === 0) break;
+    await unlessStopped(pause(), signal);
+    if (signal?.aborted) return left.length;
+  }
+  await redis.del(...["chunks", "done", "scorer"].map((part) => key("run", id, part)), key("run", id));
   await redis.zrem(key("runs"), id);
+  return 0;
 }

@@ -44,6 +44,8 @@ export interface WorkerOptions {
 }
 
 const POLL_MS = 250;
+/** What another worker would find, too: such a chunk fails, and the worker goes on. */
+const EVERYWHERE: ReadonlySet<string> = new Set(["queue/damaged", "queue/no-run"]);
 
 /** Works until it is stopped. @throws {StratumError} what `open` throws, and what a device throws that is gone */
 export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
@@ -103,7 +105,7 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     });
     await waited;
     try {
-      const ranker = fault === undefined ? await rankerOf(job.data.run).catch(broken) : null;
+      const ranker = fault === undefined ? await rankerOf(job.data.run).catch(ownFault) : null;
       if (ranker === null) {
         // It is this machine's fault: the chunk goes back as it was.
         await job.moveToWait(token);
@@ -114,13 +116,18 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
       onChunk?.(result.done);
       return result;
     } catch (cause) {
-      // A device that is gone does not come back; the chunk is tried elsewhere. One that is damaged is so everywhere.
-      if (cause instanceof StratumError && cause.kind === "environment" && cause.code !== "queue/damaged")
-        broken(cause);
+      // A device that is gone does not come back; the chunk is tried elsewhere.
+      if (cause instanceof StratumError && cause.kind === "environment" && !EVERYWHERE.has(cause.code)) broken(cause);
       throw cause;
     } finally {
       release();
     }
+  }
+
+  /** What keeps this machine from a run. */
+  function ownFault(cause: unknown): null {
+    if (cause instanceof StratumError && EVERYWHERE.has(cause.code)) throw cause;
+    return broken(cause);
   }
 
   /** Takes no more chunks. */

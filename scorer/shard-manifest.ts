@@ -6,6 +6,7 @@ import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { hashFile, syncFolder, writeFailed, writeSynced } from "../weights/durable.ts";
 import { readJsonFile } from "../weights/json.ts";
+import { nonEmpty } from "../weights/schema.ts";
 import { sealed, unsealed } from "../weights/seal.ts";
 import { checkSameFacts, factsSchema, type RunFacts, rangeSchema, type WholeInput, wholeSchema } from "./journal.ts";
 import { isBlank, type LineRange, splitLines } from "./json-lines.ts";
@@ -46,7 +47,7 @@ const schema = z.object({
   /** How the states lie in their files; null for rankings. */
   states: statesSchema.nullable(),
   /** In the order of {@link outputFiles}. */
-  files: z.array(fileSchema).min(1),
+  files: nonEmpty(z.array(fileSchema)),
 });
 
 export type ShardManifest = Readonly<z.infer<typeof schema>>;

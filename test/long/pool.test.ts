@@ -3,8 +3,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
-import { openPool } from "../../scorer/pool.ts";
-import { collectChunks, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
+import { openPool, type Pool } from "../../scorer/pool.ts";
+import { collectChunks, poolRuns, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
 import type { PoolRun } from "../../scorer/pool-records.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
 import { work } from "../../scorer/pool-worker.ts";
@@ -60,6 +60,16 @@ const RUN: Omit<PoolRun, "id" | "lists" | "chunks"> = {
     ...{ batchTokens: null, sharePrefix: true, abstainBelow: null },
   },
 };
+
+/** Ranks all that is in the queue, without a model. */
+const drain = async (pool: Pool) =>
+  work(pool, {
+    open: async () => {
+      const dispose = async () => undefined;
+      return { ranker: fakeRanker("nothing"), adapter: "none", kernels: "k", [Symbol.asyncDispose]: dispose };
+    },
+    ...{ stalledMs: 5000, drain: true },
+  });
 
 describe("a chunk that fails", () => {
   it("three times is set aside with its error, the rest is done, and submitting again tries it anew", async () => {
@@ -127,15 +137,7 @@ describe("a chunk that fails", () => {
 });
 
 describe("what Redis has lost", () => {
-  const drain = async (pool: Awaited<ReturnType<typeof openPool>>) =>
-    work(pool, {
-      open: async () => {
-        const dispose = async () => undefined;
-        return { ranker: fakeRanker("nothing"), adapter: "none", kernels: "k", [Symbol.asyncDispose]: dispose };
-      },
-      ...{ stalledMs: 5000, drain: true },
-    });
-  const collected = async (pool: Awaited<ReturnType<typeof openPool>>, id: string) => {
+  const collected = async (pool: Pool, id: string) => {
     const ids: unknown[] = [];
     for await (const chunk of collectChunks(pool, id)) ids.push(...jsonLines(chunk.text).map((record) => record["id"]));
     return ids;
@@ -230,6 +232,66 @@ describe("what Redis has lost", () => {
       expect(await poolStatus(pool, run.id)).toMatchObject({ lists: 12, done: run.chunks, listsDone: 12 });
     }
     expect(await collected(pool, run.id)).toEqual(ids);
+  });
+});
+
+describe("a run that nobody wants any more", () => {
+  it("is taken out while its chunks are under way, and nothing of it stays", async () => {
+    const lines = Array.from({ length: 12 }, (_, i) => JSON.stringify({ instruction: `q${i}`, candidates: ["a"] }));
+    const path = await folder.write("discard.jsonl", lines.join("\n"));
+    await using pool = await openPool({ url: redis.url, name: "discard" });
+    const { run } = await submitLists(pool, { path, run: RUN, scorer: null, chunkBytes: 150 });
+    const other = await submitLists(pool, { path, run: { ...RUN, layer: 2, facts: { layer: 2 } }, scorer: null });
+    let begun: () => void = () => undefined;
+    const first = new Promise<void>((resolve) => {
+      begun = resolve;
+    });
+    let goOn: () => void = () => undefined;
+    const gate = new Promise<void>((resolve) => {
+      goOn = resolve;
+    });
+    const slow: Pick<Ranker, "rank"> = {
+      async *rank(given) {
+        begun();
+        await gate;
+        yield* fakeRanker("nothing").rank(given);
+      },
+    };
+    const done: unknown[] = [];
+    const working = work(pool, {
+      open: async () => ({
+        ...{ ranker: slow as Ranker, adapter: "none", kernels: "k" },
+        [Symbol.asyncDispose]: async () => undefined,
+      }),
+      ...{ stalledMs: 5000, drain: true, onChunk: ({ lists }) => done.push(lists) },
+    });
+    await first;
+    const stop = AbortSignal.timeout(1000);
+    expect(await removeRun(pool, run.id, { signal: stop })).toBeGreaterThan(0);
+    expect((await poolStatus(pool, run.id)).run.id).toBe(run.id);
+    const removing = removeRun(pool, run.id);
+    goOn();
+    expect(await removing).toBe(0);
+    await working;
+    await expect(poolStatus(pool, run.id)).rejects.toThrow(expect.objectContaining({ code: "queue/no-run" }));
+    expect(await poolRuns(pool)).toEqual([other.run.id]);
+    // The other run was not touched, and is done.
+    expect(await poolStatus(pool, other.run.id)).toMatchObject({ done: other.run.chunks, lists: 12, listsDone: 12 });
+    expect((await pool.redis.keys("*")).filter((key) => key.includes(run.id))).toEqual([]);
+    expect(await pool.queue.getJobCountByTypes("completed", "waiting", "active")).toBe(other.run.chunks);
+  });
+
+  it("has chunks that a worker meets: they fail, and it goes on with the other runs", async () => {
+    const path = await folder.write("orphan.jsonl", '{"instruction": "q", "candidates": ["a"]}');
+    await using pool = await openPool({ url: redis.url, name: "orphan" });
+    const lost = await submitLists(pool, { path, run: RUN, scorer: null });
+    await pool.redis.del(pool.key("run", lost.run.id));
+    const { run } = await submitLists(pool, { path, run: { ...RUN, facts: { layer: 2 } }, scorer: null });
+    await drain(pool);
+    expect(await poolStatus(pool, run.id)).toMatchObject({ done: 1, lists: 1 });
+    expect(await submitLists(pool, { path, run: RUN, scorer: null })).toMatchObject({ added: 0, retried: 1 });
+    await drain(pool);
+    expect(await poolStatus(pool, lost.run.id)).toMatchObject({ done: 1, lists: 1 });
   });
 });
 

@@ -11,6 +11,7 @@ import { openStatesFile, type StatesRecord } from "../../scorer/resumable-states
 import { outputFiles, writeManifest } from "../../scorer/shard-manifest.ts";
 import { manifestPath, planShard, type Shard, shardPath } from "../../scorer/shards.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
+import { sealed } from "../../weights/seal.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { type Contents, contents, instantsOf, layOut } from "../support/instants.ts";
 
@@ -255,6 +256,14 @@ describe("shards that are not those of their records", () => {
     const place = newPlace();
     await expect(merge(paths, join(place, OUT))).rejects.toThrow(code("usage/shard-changed"));
     expect(Object.keys(contents(place)).filter((name) => !/partial|journal/.test(name))).toEqual([]);
+  });
+
+  it("and a record whose files are no list is refused, whatever it says of its length", async () => {
+    const paths = await extractShards(newPlace(), 2);
+    const record = manifestPath(paths[0]!);
+    const { check: _, ...value } = JSON.parse(readFileSync(record, "utf8")) as Record<string, unknown>;
+    writeFileSync(record, sealed({ ...value, files: { length: { toString: 1, valueOf: 2 } } }));
+    await expect(openShards(paths)).rejects.toThrow(code("usage/bad-shard"));
   });
 
   it("are noticed in what a merge took before it was lost", async () => {
