@@ -98,7 +98,9 @@ async function collect(
       await log?.write(`${JSON.stringify(chunk.done ?? { index: counts.chunks, set_aside: chunk.setAside })}\n`);
       if (chunk.setAside !== null) {
         counts.set_aside++;
-        progress.aside(() => warn(`set aside: chunk ${counts.chunks}, ${chunk.lists} lists: ${chunk.setAside}`));
+        progress.aside(() =>
+          warn(`set aside: chunk ${counts.chunks}, ${counted(chunk.lists, "list")}: ${chunk.setAside}`),
+        );
       }
       counts.chunks++;
       counts.lists += chunk.lists;

@@ -84,7 +84,10 @@ async function runWorker(flags: WorkerFlags): Promise<number> {
         counts.chunks++;
         counts.lists += done.lists;
         if (flags.json) process.stdout.write(`${JSON.stringify(done)}\n`);
-        else note(`chunk   ${done.index}: lines ${done.lines.join(" to ")}, ${done.lists} lists in ${done.seconds} s`);
+        else
+          note(
+            `chunk   ${done.index}: lines ${done.lines.join(" to ")}, ${counted(done.lists, "list")} in ${done.seconds} s`,
+          );
       },
       onFailure: (error, attempt) => {
         note(`failed  attempt ${attempt}`);
