@@ -21,8 +21,8 @@ export interface HubClient extends Pick<HubSettings, "endpoint" | "token" | "tim
 export interface HubAnswer {
   readonly status: number;
   readonly headers: Headers;
-  /** Of the hub's own answer, where the last one is of another host. */
-  readonly hubHeaders: Headers;
+  /** A header of the hub's own answers, where the last one is of another host; of several, the first one's. */
+  readonly hubHeader: (name: string) => string | null;
   /** Throws `hub/timeout`, `hub/interrupted`, `hub/unreachable`. */
   readonly body: AsyncIterable<Uint8Array>;
   /** Ends the connection where the body was not read to its end. */
@@ -126,7 +126,9 @@ export async function request(client: HubClient, address: string, options: Reque
     if (client.signal?.aborted) return client.signal.reason;
     return silence.signal.reason instanceof StratumError ? silence.signal.reason : networkError(url, thrown, what);
   };
-  let hubHeaders = new Headers();
+  const hubHeaders: Headers[] = [];
+  const hubHeader = (name: string) =>
+    hubHeaders.map((headers) => headers.get(name)).find((value) => value !== null) ?? null;
   try {
     for (let hops = 0; ; hops++) {
       heard();
@@ -146,7 +148,7 @@ export async function request(client: HubClient, address: string, options: Reque
       }).catch((thrown: unknown) => {
         throw failed(thrown);
       });
-      if (mine) hubHeaders = mergeHeaders(hubHeaders, response.headers);
+      if (mine) hubHeaders.push(response.headers);
       const to = [301, 302, 303, 307, 308].includes(response.status) ? response.headers.get("location") : null;
       if (to !== null) {
         await response.body?.cancel().catch(() => undefined);
@@ -156,7 +158,7 @@ export async function request(client: HubClient, address: string, options: Reque
       if (response.status !== 200 && response.status !== 206) throw statusError(client, response, mine, what);
       clearTimeout(timer);
       const body = bytesOf(response, heard, () => clearTimeout(timer), failed);
-      return { status: response.status, headers: response.headers, hubHeaders, body, close: end };
+      return { status: response.status, headers: response.headers, hubHeader, body, close: end };
     }
   } catch (thrown) {
     end();
@@ -182,13 +184,6 @@ async function* bytesOf(
     if (done) return;
     yield value;
   }
-}
-
-/** Headers of the hub's first answer win: a file's own hash stands there, and later hops may lack it. */
-function mergeHeaders(first: Headers, later: Headers): Headers {
-  const merged = new Headers(later);
-  for (const [name, value] of first) merged.set(name, value);
-  return merged;
 }
 
 function redirected(from: URL, to: string, hops: number, what: string): URL {
@@ -227,7 +222,9 @@ export function jsonFetch(client: HubClient, what: string): typeof fetch {
         const type = answer.headers.get("content-type") ?? "of no type";
         throw badAnswer(client, what, `it is no JSON (${clip(type)}), and begins ${show(text.slice(0, 60))}`);
       }
-      return new Response(text, { headers: answer.headers });
+      // Where the rest of a listing is; other headers may be none that a Response takes.
+      const link = answer.headers.get("link");
+      return new Response(text, { headers: link === null ? {} : { link } });
     });
   };
 }

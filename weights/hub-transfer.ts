@@ -169,7 +169,7 @@ async function writeAt(handle: FileHandle, bytes: Uint8Array, position: number):
 
 /** Tells another range, a web page, or another version from what was asked for, before a byte of it is kept. */
 function checkAnswer(client: HubClient, file: HubFile, answer: HubAnswer, from: number): void {
-  const { status, headers, hubHeaders } = answer;
+  const { status, headers, hubHeader } = answer;
   const what = `${file.name} of ${client.id}`;
   if (status === 206) {
     const range = headers.get("content-range") ?? "none";
@@ -184,7 +184,7 @@ function checkAnswer(client: HubClient, file: HubFile, answer: HubAnswer, from: 
   if (/^text\/html/i.test(type) || (length !== null && Number(length) !== file.size - from)) {
     throw badAnswer(client, what, `${length ?? "some"} bytes (${type}) where ${file.size - from} are expected`);
   }
-  const named = (hubHeaders.get("x-linked-etag") ?? "").replace(/^W\/|"/g, "");
+  const named = (hubHeader("x-linked-etag") ?? "").replace(/^W\/|"/g, "");
   if (file.algorithm !== "sha256" || named === "" || named === file.hash) return;
   throw new StratumError(
     "hub/changed",

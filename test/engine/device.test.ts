@@ -12,9 +12,7 @@ import { kernelCases } from "../../kernels/cases.ts";
 import type { Kernel } from "../../kernels/kernel.ts";
 import { norm } from "../../kernels/norm.ts";
 import { rowGather } from "../../kernels/row-gather.ts";
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=[^]*${text})`).join("")) });
+import { failing } from "../support/failing.ts";
 
 const opened: Disposable[] = [];
 afterEach(() => {

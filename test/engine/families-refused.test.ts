@@ -4,6 +4,7 @@ import { join, resolve } from "node:path";
 import { describe, expect, it } from "vitest";
 import { describeModel, parseModelConfig, SUPPORTED_MODEL_TYPES } from "../../engine/family.ts";
 import { readConfigFile } from "../../weights/config.ts";
+import { failing } from "../support/failing.ts";
 
 /** Nothing but what has no default. */
 const BARE = {
@@ -23,8 +24,6 @@ const llama = (changes: object) => parse({ ...BARE, model_type: "llama", ...chan
 const mistral = (changes: object) => of("mistral", changes);
 
 const escaped = (text: string) => text.replace(/[[\]{}()+.*?^$|\\]/g, "\\$&");
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 describe("models that are not supported", () => {
   it("are refused before anything else is looked at", () => {

@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { type BlockSpec, MATRIX_ROLES } from "../../engine/decoder.ts";
 import { parseModelConfig } from "../../engine/family.ts";
+import { failing } from "../support/failing.ts";
 
 /** Llama 3.1 8B, as transformers 4 spells it. */
 const V4 = {
@@ -62,9 +63,6 @@ const windows = (model_type: string, changes: object = {}) => blocksOf(model_typ
 const biases = (model_type: string, changes: object = {}) =>
   MATRIX_ROLES.filter((role) => blocksOf(model_type, changes)[0]?.[role]?.bias != null);
 const ropeOf = (model_type: string, changes: object = {}) => parse(of(model_type, changes)).ropes[0];
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 const turn = (theta: number, dims = 16) => ({ type: "default", theta, dims });
 

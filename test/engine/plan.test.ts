@@ -7,11 +7,9 @@ import { batchBudget, DEFAULT_BATCH_TOKENS, planRun, planWorkspace } from "../..
 import { checkPlan, sumBytes } from "../../engine/planned-buffer.ts";
 import { defaultPlatform } from "../../engine/platform.ts";
 import { planWeights } from "../../engine/weight-plan.ts";
+import { failing } from "../support/failing.ts";
 import { goldenModel } from "../support/golden.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=[^]*${text})`).join("")) });
 
 /** An adapter with WebGPU's own default limits, but for what is given. */
 function limitsOf(more: Partial<DeviceLimits> = {}): DeviceLimits {

@@ -6,6 +6,7 @@ import { openModelFiles } from "../../engine/model-files.ts";
 import { createRunner } from "../../engine/runner.ts";
 import { StratumError } from "../../errors.ts";
 import { firstBitDifference, parityFaults } from "../support/compare.ts";
+import { failing } from "../support/failing.ts";
 import { goldenModel, readGolden } from "../support/golden.ts";
 import { type TinyModelOptions, writeTinyModel } from "../support/tiny-model.ts";
 
@@ -16,8 +17,6 @@ afterEach(() => expect(engine.device.liveBytes).toBe(0));
 /** The same device, its kernels chosen as on an adapter without subgroups. */
 const plain: Engine = { ...engine, target: { subgroupSize: 0, textures: false } };
 
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=[^]*${text})`).join("")) });
 const ids = (...tokens: number[]) => Int32Array.from(tokens);
 
 /** Cosines of a list's prompt with its candidates at the last of two blocks. */

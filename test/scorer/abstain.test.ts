@@ -15,12 +15,12 @@ import {
   thinned,
 } from "../../scorer/abstain.ts";
 import { binomialAtMost, binomialUpper, trialsNeeded } from "../../scorer/binomial.ts";
+import { failing } from "../support/failing.ts";
 
 const places = (best: readonly number[], wrong: readonly number[]): FirstPlaces => ({
   best: Float32Array.from(best),
   wrong: Uint8Array.from(wrong),
 });
-const code = (value: string) => expect.objectContaining({ code: value });
 
 describe("bounds of a rate", () => {
   it("the distribution by hand, and where its terms underflow", () => {
@@ -46,7 +46,7 @@ describe("bounds of a rate", () => {
       [-1, 2],
       [0.5, 2],
     ]) {
-      expect(() => binomialUpper(failures, trials, 0.95)).toThrowError(code("usage/abstain"));
+      expect(() => binomialUpper(failures, trials, 0.95)).toThrowError(failing("usage/abstain"));
     }
   });
 
@@ -102,7 +102,7 @@ describe("coverage against error", () => {
     expect(Array.from(firstPlaces([0.5, 0.5, 0.9, 0.1, 0.3, 0.4], data, [2], 0).wrong)).toEqual([0]);
     expect(absoluteSafeFrom(data, [0, 2])).toBe(1);
     expect(absoluteSafeFrom(data, [1], 0.7)).toBe(0.7);
-    expect(() => absoluteSafeFrom(data, [1])).toThrowError(code("list/bad-labels"));
+    expect(() => absoluteSafeFrom(data, [1])).toThrowError(failing("list/bad-labels"));
   });
 });
 
@@ -195,8 +195,8 @@ describe("a threshold for an error rate", () => {
 
   it("refuses what has no meaning", () => {
     for (const options of [{ error: 0 }, { error: 1 }, { error: Number.NaN }, { error: 0.1, confidence: 1 }])
-      expect(() => chooseThreshold(places([1], [0]), options)).toThrowError(code("usage/abstain"));
-    expect(() => checkPointwise("listwise")).toThrowError(code("scorer/not-pointwise"));
+      expect(() => chooseThreshold(places([1], [0]), options)).toThrowError(failing("usage/abstain"));
+    expect(() => checkPointwise("listwise")).toThrowError(failing("scorer/not-pointwise"));
     checkPointwise("pointwise");
   });
 });
@@ -211,13 +211,13 @@ describe("a scorer's record", () => {
   });
 
   it("says why there is none", () => {
-    expect(() => recordedThreshold({})).toThrowError(code("scorer/no-threshold"));
+    expect(() => recordedThreshold({})).toThrowError(failing("scorer/no-threshold"));
     const few = chooseThreshold(places([1], [0]), { error: 0.05 });
     expect(() => recordedThreshold({ abstain: few })).toThrowError(
       /at least 60 lists to say so with 95% confidence, and there were 1$/,
     );
     const bad = chooseThreshold(places([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1]), { error: 0.5, confidence: 0.75 });
     expect(() => recordedThreshold({ abstain: bad })).toThrowError(/50% of the answers wrong: on the 4 lists none/);
-    expect(() => abstainRecordOf({ abstain: { threshold: 1 } })).toThrowError(code("scorer/bad-config"));
+    expect(() => abstainRecordOf({ abstain: { threshold: 1 } })).toThrowError(failing("scorer/bad-config"));
   });
 });

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { calibrationLists, checkCalibration, oneAnInstruction } from "../../scorer/calibrate.ts";
 import { arraySource } from "../../scorer/feature-source.ts";
+import { failing } from "../support/failing.ts";
 
 describe("lists for a threshold", () => {
   // 0: trained on, 1: validates, then lists whose labels are alike: of the trained instruction, of the validating one, of
@@ -39,13 +40,12 @@ describe("lists for a threshold", () => {
   });
 
   it("can be chosen from labels 0 and 1, from grades with the one that is safe, for a pointwise head", () => {
-    const code = (value: string) => expect.objectContaining({ code: value });
     checkCalibration("pointwise", source, lists);
     const graded = { offsets: Uint32Array.of(0, 2, 4), labels: Float32Array.of(1, 0, 2, 1) };
     checkCalibration("pointwise", graded, [0]);
     checkCalibration("pointwise", graded, [0, 1], { safeFrom: 2 });
-    expect(() => checkCalibration("pointwise", graded, [0, 1])).toThrowError(code("list/bad-labels"));
-    expect(() => checkCalibration("listwise", source, lists)).toThrowError(code("scorer/not-pointwise"));
+    expect(() => checkCalibration("pointwise", graded, [0, 1])).toThrowError(failing("list/bad-labels"));
+    expect(() => checkCalibration("listwise", source, lists)).toThrowError(failing("scorer/not-pointwise"));
   });
 
   it("one list an instruction", () => {

@@ -4,9 +4,7 @@ import { compareScores, verdictOf } from "../../scorer/compare.ts";
 import type { Fields } from "../../scorer/lists.ts";
 import { pairRankings } from "../../scorer/paired-rankings.ts";
 import { type JudgedRanking, judge, listFinder, readRankings } from "../../scorer/ranking-lines.ts";
-
-const code = (value: string, message?: RegExp) =>
-  expect.objectContaining({ code: value, ...(message ? { message: expect.stringMatching(message) } : {}) });
+import { failing } from "../support/failing.ts";
 
 /** JSON lines as a source. */
 async function* lines(...records: readonly unknown[]): AsyncGenerator<Uint8Array> {
@@ -95,7 +93,7 @@ describe("rankings read back", () => {
       { line: 3, id: 2, abstained: false, results: null, error: { code: "list/too-long" } },
     ]);
     const bad = async (record: unknown, message: RegExp, name = "list/bad-ranking") =>
-      expect(all(readRankings(lines(ranked("q", [1]), record)))).rejects.toThrowError(code(name, message));
+      expect(all(readRankings(lines(ranked("q", [1]), record)))).rejects.toThrowError(failing(name, message));
     await bad(list("p", [1]), /^line 2: a list, and no ranking/);
     await bad({ id: "p", results: [] }, /results/);
     await bad({ id: "p", results: [{ index: 0 }] }, /relevance_score/);
@@ -137,7 +135,7 @@ describe("rankings read back", () => {
     expect(await right([3, 1], [2, 5])).toBe(false);
     expect(await right([3, 1], [1, null])).toBeNull();
     await expect(of([3, 1, 2], [1, 0])).rejects.toThrowError(
-      code("list/bad-ranking", /line 1: .* 2 candidates; candidate 2/),
+      failing("list/bad-ranking", /line 1: .* 2 candidates; candidate 2/),
     );
     // Documents carry labels and texts, too.
     const documents = [
@@ -188,18 +186,18 @@ describe("pairRankings", () => {
     const one = (scores: readonly number[], documents?: readonly Fields[]) => lines(ranked("q", scores, {}, documents));
     const texts = (...words: readonly string[]) => words.map((text, i) => ({ text, label: i }));
     await expect(pairRankings(one([1, 2]), one([1]))).rejects.toThrowError(
-      code("list/bad-ranking", /2 candidates, of which 1/),
+      failing("list/bad-ranking", /2 candidates, of which 1/),
     );
     await expect(pairRankings(one([1]), one([1]), lines(list("q", [1, 0])))).rejects.toThrowError(/without|of which 1/);
-    await expect(pairRankings(one([1, 2]), one([1, 2]))).rejects.toThrowError(code("list/no-contrast", /no labels/));
+    await expect(pairRankings(one([1, 2]), one([1, 2]))).rejects.toThrowError(failing("list/no-contrast", /no labels/));
     await expect(pairRankings(one([1, 2]), lines(ranked("p", [1])))).rejects.toThrowError(
-      code("list/no-contrast", /in common/),
+      failing("list/no-contrast", /in common/),
     );
     await expect(pairRankings(one([1, 2]), one([1, 2]), lines(list("p", [1])))).rejects.toThrowError(
       /have no list "q"/,
     );
     await expect(pairRankings(one([1, 2], texts("a", "b")), one([1, 2], texts("a", "c")))).rejects.toThrowError(
-      code("list/bad-ranking", /candidate 1 .* not the same text/),
+      failing("list/bad-ranking", /candidate 1 .* not the same text/),
     );
     expect((await pairRankings(one([1, 2], texts("a", "b")), one([1, 2]))).data.labels).toEqual(Float32Array.of(0, 1));
   });

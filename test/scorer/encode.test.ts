@@ -7,6 +7,7 @@ import { type ModelFiles, openModelFiles } from "../../engine/model-files.ts";
 import { createListEncoder, type EncodeOptions } from "../../scorer/encode.ts";
 import { parseList } from "../../scorer/lists.ts";
 import { DEMO_MODEL } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 
 const MAX_POSITIONS = 512;
 const END = 5;
@@ -34,8 +35,6 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-const failing = (code: string, text: string) =>
-  expect.objectContaining({ code, message: expect.stringContaining(text) });
 const listOf = (candidates: readonly string[], instruction = "What is it?") =>
   parseList({ instruction, candidates }, "1");
 async function encode(candidates: readonly string[], options: EncodeOptions = {}, model = files) {

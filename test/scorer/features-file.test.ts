@@ -14,6 +14,7 @@ import { openSafetensors } from "../../weights/safetensors.ts";
 import type { Dtype } from "../../weights/safetensors-header.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { firstBitDifference } from "../support/compare.ts";
+import { failing } from "../support/failing.ts";
 import { bytesOf, paddedTensors, raggedTensors, randomFeatures, readList, writeTensors } from "../support/features.ts";
 import { SCORER_GOLDEN } from "../support/scorer-golden.ts";
 
@@ -24,9 +25,6 @@ beforeEach(async () => {
   path = join(folder.path, "features.safetensors");
 });
 afterEach(() => folder[Symbol.asyncDispose]());
-
-const failing = (code: string, ...words: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(words.map((word) => `(?=.*${word})`).join("")) });
 
 /** Reads every list of a source and compares it, bit for bit. */
 async function expectSame(source: FeatureSource, features: FeatureArrays, order?: readonly number[]): Promise<void> {

@@ -15,6 +15,7 @@ import { type ListLine, readLists } from "../../scorer/lists.ts";
 import { chunks, collect } from "../support/chunks.ts";
 import { DEMO_MODEL, exampleLines, type Folder, temporaryFolder, writeTinyTextModel } from "../support/cli.ts";
 import { firstBitDifference } from "../support/compare.ts";
+import { failing } from "../support/failing.ts";
 import { readList } from "../support/features.ts";
 
 const RACE = fileURLToPath(new URL("../support/race-features.ts", import.meta.url));
@@ -53,7 +54,6 @@ const LEFT = [
   ["grade", "list/bad-label"],
 ];
 const linesOf = (lines: readonly string[]) => () => readLists(chunks(Buffer.from(lines.join("\n"))));
-const failing = (code: string) => expect.objectContaining({ code });
 
 describe("computeFeatures", () => {
   it.each(["last", "mean"] as const)(

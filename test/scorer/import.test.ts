@@ -12,8 +12,8 @@ import {
 } from "../../scorer/import-shape.ts";
 import { instructionKey } from "../../scorer/instructions.ts";
 import { type Fields, type List, readLists } from "../../scorer/lists.ts";
+import { failing } from "../support/failing.ts";
 
-const code = (value: string) => expect.objectContaining({ code: value });
 const row = (fields: Fields, asked: ImportFields = {}) => importRow(fields, planImport(Object.keys(fields), asked));
 const user = (content: string) => ({ role: "user", content });
 const assistant = (content: string) => ({ role: "assistant", content });
@@ -89,7 +89,7 @@ describe("shapes of rows", () => {
   });
 
   it("refuses pairs that answer different prompts, or end with the user, or have none", () => {
-    const bad = (fields: Fields) => expect(() => row(fields)).toThrowError(code("list/bad-row"));
+    const bad = (fields: Fields) => expect(() => row(fields)).toThrowError(failing("list/bad-row"));
     bad({ chosen: hh("q", "a"), rejected: hh("p", "a") });
     bad({ chosen: [user("q")], rejected: [user("q")] });
     bad({ chosen: "a", rejected: "b" });
@@ -123,9 +123,9 @@ describe("shapes of rows", () => {
     const { is_response_0_safe: _, ...without } = fields;
     expect(labels(row(without))).toEqual([0, 1]);
     expect(labels(row({ ...without, safer_response_id: -1 }))).toEqual([undefined, undefined]);
-    expect(() => row({ ...without, safer_response_id: 2 })).toThrowError(code("list/bad-row"));
+    expect(() => row({ ...without, safer_response_id: 2 })).toThrowError(failing("list/bad-row"));
     expect(row({ ...fields, response_1: null }).responses).toEqual([{ text: "a", label: 0 }]);
-    expect(() => row({ ...fields, response_0: "", response_1: null })).toThrowError(code("list/bad-row"));
+    expect(() => row({ ...fields, response_0: "", response_1: null })).toThrowError(failing("list/bad-row"));
     // By number, not by text.
     expect(planImport(["prompt", "response_10", "response_2"])).toMatchObject({
       responses: ["response_2", "response_10"],
@@ -144,7 +144,7 @@ describe("shapes of rows", () => {
       [["prompt", "chosen"], { shape: "pairs" }],
       [["instruction", "candidates"], {}],
     ] as const)
-      expect(() => planImport(names, asked), names.join()).toThrowError(code("usage/fields"));
+      expect(() => planImport(names, asked), names.join()).toThrowError(failing("usage/fields"));
   });
 
   it("labels", () => {
@@ -154,15 +154,15 @@ describe("shapes of rows", () => {
     expect([true, "no", "safe", "unsafe"].map((value) => of(value, "unsafe"))).toEqual([0, 1, 1, 0]);
     expect([of(2.5), of("-3"), of(null), of(""), of(undefined)]).toEqual([2.5, -3, undefined, undefined, undefined]);
     for (const value of ["maybe", Number.NaN, {}, "Infinity"])
-      expect(() => of(value)).toThrowError(code("list/bad-row"));
-    expect(() => of(3, "unsafe")).toThrowError(code("list/bad-row"));
+      expect(() => of(value)).toThrowError(failing("list/bad-row"));
+    expect(() => of(3, "unsafe")).toThrowError(failing("list/bad-row"));
   });
 
   it("a text that merely has a bracket is a text", () => {
     expect(conversationOf("[1] is a footnote", "f")).toBeUndefined();
     expect(conversationOf('[{"name": "a response in JSON"}]', "f")).toBeUndefined();
     expect(conversationOf("Humans: they are", "f")).toBeUndefined();
-    expect(() => conversationOf([], "f")).toThrowError(code("list/bad-row"));
+    expect(() => conversationOf([], "f")).toThrowError(failing("list/bad-row"));
   });
 });
 

@@ -13,6 +13,7 @@ import { manifestPath, planShard, type Shard, shardPath } from "../../scorer/sha
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { sealed } from "../../weights/seal.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 import { type Contents, contents, instantsOf, layOut } from "../support/instants.ts";
 
 let folder: Folder;
@@ -219,8 +220,6 @@ describe("merged states", () => {
   });
 });
 
-const code = (name: string) => expect.objectContaining({ code: name });
-
 describe("shards that are not those of their records", () => {
   const flip = (at: number) => (path: string) => {
     const bytes = readFileSync(path);
@@ -254,7 +253,7 @@ describe("shards that are not those of their records", () => {
     expect(files.length).toBeGreaterThan(4);
     change(files.at(file)!);
     const place = newPlace();
-    await expect(merge(paths, join(place, OUT))).rejects.toThrow(code("usage/shard-changed"));
+    await expect(merge(paths, join(place, OUT))).rejects.toThrow(failing("usage/shard-changed"));
     expect(Object.keys(contents(place)).filter((name) => !/partial|journal/.test(name))).toEqual([]);
   });
 
@@ -263,7 +262,7 @@ describe("shards that are not those of their records", () => {
     const record = manifestPath(paths[0]!);
     const { check: _, ...value } = JSON.parse(readFileSync(record, "utf8")) as Record<string, unknown>;
     writeFileSync(record, sealed({ ...value, files: { length: { toString: 1, valueOf: 2 } } }));
-    await expect(openShards(paths)).rejects.toThrow(code("usage/bad-shard"));
+    await expect(openShards(paths)).rejects.toThrow(failing("usage/bad-shard"));
   });
 
   it("are noticed in what a merge took before it was lost", async () => {
@@ -275,7 +274,7 @@ describe("shards that are not those of their records", () => {
     const header = Number(readFileSync(first).readBigUInt64LE(0)) + 8;
     expect(header).toBeLessThan(size);
     flip(header)(first);
-    await expect(merge(paths, join(place, OUT))).rejects.toThrow(code("usage/shard-changed"));
+    await expect(merge(paths, join(place, OUT))).rejects.toThrow(failing("usage/shard-changed"));
     expect(existsSync(join(place, OUT))).toBe(false);
   });
 
@@ -283,7 +282,7 @@ describe("shards that are not those of their records", () => {
     const place = newPlace();
     await merge(await extractShards(newPlace(), 2), join(place, OUT), 20);
     const others = await extractShards(newPlace(), 2, {}, TEXT.replace("xxxx", "xxxy"));
-    await expect(merge(others, join(place, OUT))).rejects.toThrow(code("usage/other-run"));
+    await expect(merge(others, join(place, OUT))).rejects.toThrow(failing("usage/other-run"));
   });
 });
 
@@ -318,7 +317,7 @@ describe("what is given to a merge", () => {
     const [, other] = (await extractShards(newPlace(), 2, { layer: 2 })) as [string, string];
     const [, input] = (await extractShards(newPlace(), 2, {}, `${TEXT}\n{"ids": [1]}`)) as [string, string];
     await expect(openShards([a])).rejects.toThrow(/1 of 2 shards are missing: 2/);
-    await expect(openShards([a, b, b])).rejects.toThrow(code("usage/shard-twice"));
+    await expect(openShards([a, b, b])).rejects.toThrow(failing("usage/shard-twice"));
     await expect(openShards([a, other])).rejects.toThrow(/are of two runs: layer was 1, is 2/);
     await expect(openShards([a, input])).rejects.toThrow(/are of two runs: input's bytes was/);
     expect((await openShards([manifestPath(b), a])).map(({ path }) => path)).toEqual([a, b]);

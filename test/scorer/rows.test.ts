@@ -6,8 +6,8 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openRows, type RowItem, type RowOptions, rowFormatOf } from "../../scorer/rows.ts";
 import { openParquet } from "../../scorer/rows-parquet.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 
-const code = (value: string) => expect.objectContaining({ code: value });
 const golden = (name: string) => fileURLToPath(new URL(`../golden/import/${name}`, import.meta.url));
 
 let folder: Folder;
@@ -41,7 +41,7 @@ describe("JSON", () => {
       expect([source.format, source.names]).toEqual(["jsonl", ["a"]]);
     }
     await expect(rows("cut.jsonl.gz", gzipSync(`${text}${"{}\n".repeat(9)}`).subarray(0, 40))).rejects.toThrowError(
-      code("file/unreadable"),
+      failing("file/unreadable"),
     );
   });
 
@@ -50,16 +50,16 @@ describe("JSON", () => {
     expect(fields).toEqual([{ a: 1 }]);
     expect(errors(items)).toEqual(["row 2 list/bad-row"]);
     for (const text of ["{}", '{"a": 1}\n{"a": 2}', "[", ""])
-      await expect(rows("bad.json", text), text).rejects.toThrowError(code("list/bad-json"));
+      await expect(rows("bad.json", text), text).rejects.toThrowError(failing("list/bad-json"));
   });
 
   it("refuses a file of another kind, or an empty one", async () => {
     await expect(rows("words.jsonl", "words\n".repeat(300))).rejects.toThrowError(/none of the first 100 rows/);
     for (const name of ["empty.jsonl", "empty.csv"])
-      await expect(rows(name, "\n"), name).rejects.toThrowError(code("list/empty-file"));
-    await expect(read(folder.path, { format: "jsonl" })).rejects.toThrowError(code("usage/no-input"));
-    await expect(read(`${folder.path}/none.csv`)).rejects.toThrowError(code("usage/no-input"));
-    expect(() => rowFormatOf("rows.txt")).toThrowError(code("usage/format"));
+      await expect(rows(name, "\n"), name).rejects.toThrowError(failing("list/empty-file"));
+    await expect(read(folder.path, { format: "jsonl" })).rejects.toThrowError(failing("usage/no-input"));
+    await expect(read(`${folder.path}/none.csv`)).rejects.toThrowError(failing("usage/no-input"));
+    expect(() => rowFormatOf("rows.txt")).toThrowError(failing("usage/format"));
     expect(["-", "A.CSV", "x.tsv.gz", "y.parquet"].map(rowFormatOf)).toEqual(["jsonl", "csv", "tsv", "parquet"]);
   });
 });
@@ -80,9 +80,9 @@ describe("CSV", () => {
 
   it("refuses what cannot be aligned", async () => {
     await expect(rows("quote.csv", 'q,a\nx,y\nx,"y\nz,w\n')).rejects.toThrowError(/begins on line 3/);
-    await expect(rows("twice.csv", "q,q\n1,2")).rejects.toThrowError(code("list/bad-csv"));
+    await expect(rows("twice.csv", "q,q\n1,2")).rejects.toThrowError(failing("list/bad-csv"));
     await expect(rows("latin.csv", Buffer.from("q,a\nx,caf\u00e9\n", "latin1"))).rejects.toThrowError(
-      code("list/bad-utf8"),
+      failing("list/bad-utf8"),
     );
   });
 
@@ -121,11 +121,11 @@ describe("Parquet, as DuckDB writes it", () => {
   });
 
   it("refuses what is none, or is cut or damaged", async () => {
-    await expect(rows("text.parquet", "nothing of the kind")).rejects.toThrowError(code("list/bad-parquet"));
-    await expect(rows("tiny.parquet", "PAR1")).rejects.toThrowError(code("list/bad-parquet"));
+    await expect(rows("text.parquet", "nothing of the kind")).rejects.toThrowError(failing("list/bad-parquet"));
+    await expect(rows("tiny.parquet", "PAR1")).rejects.toThrowError(failing("list/bad-parquet"));
     const whole = await readFile(golden("pairs-snappy.parquet"));
-    await expect(rows("cut.parquet", whole.subarray(0, 900))).rejects.toThrowError(code("list/bad-parquet"));
-    await expect(rows("headless.parquet", whole.subarray(300))).rejects.toThrowError(code("list/bad-parquet"));
+    await expect(rows("cut.parquet", whole.subarray(0, 900))).rejects.toThrowError(failing("list/bad-parquet"));
+    await expect(rows("headless.parquet", whole.subarray(300))).rejects.toThrowError(failing("list/bad-parquet"));
   });
 
   it("a length that would end the process that reads it ends another one", async () => {

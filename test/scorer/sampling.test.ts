@@ -9,9 +9,7 @@ import {
   streamSeed,
   subList,
 } from "../../scorer/sampling.ts";
-
-const failing = (code: string, text: string) =>
-  expect.objectContaining({ code, message: expect.stringContaining(text) });
+import { failing } from "../support/failing.ts";
 
 describe("streamSeed", () => {
   it("is another for every tuple, and a 32-bit integer", () => {
@@ -216,6 +214,6 @@ describe("splitByInstruction", () => {
     );
     expect(() => splitByInstruction([], [1], 1)).toThrow(failing("list/too-few", "0 lists"));
     for (const fractions of [[], [0, 0], [-1, 2], [Number.NaN, 1], [Number.POSITIVE_INFINITY, 1]])
-      expect(() => splitByInstruction(["a", "b"], fractions, 1)).toThrow(failing("usage/fractions", "["));
+      expect(() => splitByInstruction(["a", "b"], fractions, 1)).toThrow(failing("usage/fractions", /\[/));
   });
 });

@@ -12,6 +12,7 @@ import { encodeFloats } from "../../weights/floats.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 import { DIM, scorer } from "../support/scorer.ts";
 
 /** Renames that still succeed; a process that is killed does no other one, and no cleaning either. */
@@ -42,8 +43,6 @@ afterEach(async () => {
   await place[Symbol.asyncDispose]();
 });
 
-const failing = (code: string, ...words: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(words.map((word) => `(?=.*${word})`).join("")) });
 const at = (name: string) => join(folder, name);
 const seedOf = async () => (await loadScorer(folder)).training["seed"];
 

@@ -6,6 +6,7 @@ import { loadWeights } from "../../scorer/scorer-weights.ts";
 import { encodeFloats } from "../../weights/floats.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 import { DIM, scorer } from "../support/scorer.ts";
 import { SCORER_GOLDEN } from "../support/scorer-golden.ts";
 
@@ -14,9 +15,6 @@ beforeEach(async () => {
   place = await temporaryFolder();
 });
 afterEach(() => place[Symbol.asyncDispose]());
-
-const failing = (code: string, ...words: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(words.map((word) => `(?=.*${word})`).join("")) });
 
 describe("loadWeights", () => {
   const { spec, weights } = scorer(5);

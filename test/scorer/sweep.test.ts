@@ -19,6 +19,7 @@ import {
 import { kneeOf } from "../../scorer/sweep-recommend.ts";
 import { makeReport, reportCsv } from "../../scorer/sweep-report.ts";
 import { summariseCoverage } from "../../scorer/sweep-summary.ts";
+import { failing } from "../support/failing.ts";
 import { plantedLists } from "../support/planted.ts";
 
 /** No scorer is trained here, so that nothing asks for a device. */
@@ -29,8 +30,6 @@ const NO_ENGINE = new Proxy({} as Engine, {
 });
 
 const OPTIONS: SweepOptions = { seeds: [0, 1, 2], test: 0.3, scorers: {}, depth: 5 };
-const failing = (code: string, text: string | RegExp) =>
-  expect.objectContaining({ code, message: expect.stringMatching(text) });
 
 async function sweepAll(
   files: readonly SweepFile[],

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { assistantEnd, compileChatTemplate, loadChatTemplate, type Message } from "../../weights/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../../weights/tokenizer.ts";
+import { failing } from "../support/failing.ts";
 
 const user = (content: string) => ({ role: "user", content });
 const assistant = (content: string) => ({ role: "assistant", content });
@@ -13,8 +14,6 @@ const render = (source: string, messages: readonly Message[] = [user("hi")], dat
     addGenerationPrompt: true,
     date,
   });
-const failing = (code: string, message: RegExp = /./) =>
-  expect.objectContaining({ code, message: expect.stringMatching(message) });
 
 const CHATML = `{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}

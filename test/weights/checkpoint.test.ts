@@ -9,15 +9,13 @@ import { readConfigFile } from "../../weights/config.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
 import { loadTokenizer } from "../../weights/tokenizer.ts";
+import { failing } from "../support/failing.ts";
 
 let folder = "";
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "stratum-checkpoint-"));
 });
 afterEach(() => rm(folder, { recursive: true, force: true }));
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 /** A (rows, columns) U8 tensor whose row r is filled with r. */
 const matrix = (name: string, rows: number, columns: number): TensorData => ({

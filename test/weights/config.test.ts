@@ -6,11 +6,9 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
 import { badValue, configFile, parseEntries, positive, readConfigFile, size, tokenId } from "../../weights/config.ts";
 import { readJsonFile } from "../../weights/json.ts";
+import { failing } from "../support/failing.ts";
 
 const ENTRIES = { model_type: "llama", hidden_size: 64, rope_scaling: { rope_type: "linear", factor: 2.5 } };
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 describe("config.json", () => {
   let folder = "";

@@ -1,12 +1,15 @@
 /** What goes wrong between here and the hub: what is tried again, what is kept, what is never believed. */
+import { once } from "node:events";
 import { existsSync, readFileSync } from "node:fs";
 import { mkdir, readdir, stat, writeFile } from "node:fs/promises";
+import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import type { StratumError } from "../../errors.ts";
 import type { HubModel } from "../../weights/hub.ts";
 import { diskFull, onDisk } from "../../weights/hub-cache.ts";
-import { failing, type HubPlace, hubPlace, LAYERS, tinyFiles } from "../support/hub.ts";
+import { failing } from "../support/failing.ts";
+import { type HubPlace, hubPlace, LAYERS, tinyFiles } from "../support/hub.ts";
 import { blobHash, COMMIT, type Fault, shardName } from "../support/hub-server.ts";
 
 const SHARD = shardName(0, LAYERS);
@@ -248,6 +251,23 @@ describe("what the hub answers", () => {
     place.hub.fail(route, fault as Fault);
     const asking = place.open().then((opened) => opened.fetch([SHARD]));
     await expect(asking).rejects.toThrow(failing("hub/bad-answer", text));
+  });
+
+  it("a header without a name is passed over", async () => {
+    const body = '{"sha": "none"}';
+    const head = ["HTTP/1.1 200  OK\rn: close", `content-length: ${body.length}`, "connection: close"];
+    const server = createServer((socket) => {
+      socket.once("data", () => socket.end(`${head.join("\r\n")}\r\n\r\n${body}`));
+    });
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    try {
+      const endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+      const asked = await fetch(endpoint);
+      expect([...asked.headers.keys()]).toContain("");
+      await expect(place.open(undefined, { endpoint })).rejects.toThrow(failing("hub/bad-answer", "names the commit"));
+    } finally {
+      server.close();
+    }
   });
 
   it("a listing that always names another page is refused", async () => {

@@ -8,7 +8,8 @@ import { openCheckpoint } from "../../weights/checkpoint.ts";
 import type { HubProgress } from "../../weights/hub.ts";
 import { placeOfProcess } from "../../weights/process.ts";
 import { randomCheckpoint } from "../../weights/random-checkpoint.ts";
-import { failing, type HubPlace, hubPlace, LAYERS, tinyFiles } from "../support/hub.ts";
+import { failing } from "../support/failing.ts";
+import { type HubPlace, hubPlace, LAYERS, tinyFiles } from "../support/hub.ts";
 import { blobHash, COMMIT, shardName } from "../support/hub-server.ts";
 import { writeTinyModel } from "../support/tiny-model.ts";
 

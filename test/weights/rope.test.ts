@@ -10,6 +10,7 @@ import {
   ropeScale,
   rotaryDims,
 } from "../../weights/rope.ts";
+import { failing } from "../support/failing.ts";
 
 const CONTEXT: RopeContext = {
   path: "m/config.json",
@@ -21,9 +22,6 @@ const CONTEXT: RopeContext = {
 };
 const read = (entries: z.infer<typeof RopeEntries>, context: Partial<RopeContext> = {}) =>
   readRope(entries, { ...CONTEXT, ...context });
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 /** Llama 3.1's. */
 const LLAMA3 = {

@@ -7,28 +7,13 @@ import { seededRandom } from "../../kernels/random.ts";
 import { findJsonFault } from "../../weights/json.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { parseSafetensorsHeader, type SafetensorsHeader, tensorBytes } from "../../weights/safetensors-header.ts";
-
-const encode = (text: string) => new TextEncoder().encode(text);
-
-/** A file of a header and a body of counting bytes. */
-function fileOf(header: string, bodyBytes: number): Uint8Array {
-  const text = encode(header);
-  const file = new Uint8Array(8 + text.length + bodyBytes);
-  new DataView(file.buffer).setBigUint64(0, BigInt(text.length), true);
-  file.set(text, 8);
-  for (let i = 0; i < bodyBytes; i++) file[8 + text.length + i] = i;
-  return file;
-}
+import { failing } from "../support/failing.ts";
+import { encode, entry, fileOf, TWO } from "../support/safetensors-file.ts";
 
 function parse(header: string | Uint8Array, bodyBytes: number): SafetensorsHeader {
   const bytes = typeof header === "string" ? encode(header) : header;
   return parseSafetensorsHeader(bytes, 8 + bytes.length + bodyBytes, "m.safetensors");
 }
-
-const entry = (dtype: string, shape: string, start: number | string, end: number | string) =>
-  `{"dtype":"${dtype}","shape":${shape},"data_offsets":[${start},${end}]}`;
-
-const TWO = `{"a":${entry("F32", "[2,2]", 0, 16)},"b":${entry("BF16", "[3]", 16, 22)}}`;
 
 let folder = "";
 beforeAll(async () => {
@@ -41,13 +26,6 @@ async function saved(bytes: Uint8Array, name = "m.safetensors"): Promise<string>
   await writeFile(path, bytes);
   return path;
 }
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({
-    name: "StratumError",
-    code,
-    message: texts.length === 0 ? expect.any(String) : expect.stringMatching(texts.map((t) => `(?=.*${t})`).join("")),
-  });
 
 it("counts what a header would take in memory before it is parsed", () => {
   const header = `{"a":[${"{},".repeat(5_000_000)}{}]}`;

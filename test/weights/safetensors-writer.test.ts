@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { StratumError } from "../../errors.ts";
 import { type Dtype, openSafetensors } from "../../weights/safetensors.ts";
 import { createSafetensorsWriter, type TensorData, writeSafetensors } from "../../weights/safetensors-writer.ts";
+import { failing } from "../support/failing.ts";
 
 /** A disk with so many bytes free, that writes so many at once, may fail to sync, and remembers what it synced. */
 const disk = vi.hoisted(() => ({
@@ -64,8 +65,6 @@ beforeEach(async () => {
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
 const counting = (length: number, from = 0) => Uint8Array.from({ length }, (_, i) => from + i);
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({ code, message: expect.stringMatching(texts.map((text) => `(?=.*${text})`).join("")) });
 
 const TENSORS: readonly TensorData[] = [
   { name: "w", dtype: "F32", shape: [2, 3], bytes: counting(24) },

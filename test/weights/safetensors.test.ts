@@ -4,23 +4,8 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { newReadLog, openSafetensors } from "../../weights/safetensors.ts";
-
-const encode = (text: string) => new TextEncoder().encode(text);
-
-/** A file of a header and a body of counting bytes. */
-function fileOf(header: string, bodyBytes: number): Uint8Array {
-  const text = encode(header);
-  const file = new Uint8Array(8 + text.length + bodyBytes);
-  new DataView(file.buffer).setBigUint64(0, BigInt(text.length), true);
-  file.set(text, 8);
-  for (let i = 0; i < bodyBytes; i++) file[8 + text.length + i] = i;
-  return file;
-}
-
-const entry = (dtype: string, shape: string, start: number, end: number) =>
-  `{"dtype":"${dtype}","shape":${shape},"data_offsets":[${start},${end}]}`;
-
-const TWO = `{"a":${entry("F32", "[2,2]", 0, 16)},"b":${entry("BF16", "[3]", 16, 22)}}`;
+import { failing } from "../support/failing.ts";
+import { encode, fileOf, TWO } from "../support/safetensors-file.ts";
 
 let folder = "";
 beforeAll(async () => {
@@ -33,13 +18,6 @@ async function saved(bytes: Uint8Array, name = "m.safetensors"): Promise<string>
   await writeFile(path, bytes);
   return path;
 }
-
-const failing = (code: string, ...texts: string[]) =>
-  expect.objectContaining({
-    name: "StratumError",
-    code,
-    message: texts.length === 0 ? expect.any(String) : expect.stringMatching(texts.map((t) => `(?=.*${t})`).join("")),
-  });
 
 describe("reading", () => {
   it("gives names, shapes, metadata and bytes, and counts what was read", async () => {
