@@ -147,7 +147,7 @@ async function discard(pool: Pool, id: string, { signal }: StopSignal): Promise<
 
 /** @param others runs of the pool */
 function statusText(
-  { run, chunks, done, setAside, active, listsDone, workers }: PoolStatus,
+  { run, chunks, done, setAside, lost, active, listsDone, workers }: PoolStatus,
   others: readonly string[],
 ): string {
   const all = run.chunks > 0 ? `${formatCount(chunks)}` : "(being submitted)";
@@ -155,7 +155,7 @@ function statusText(
     ["run", `${run.id}, ${run.input}`],
     [
       "chunks",
-      `${formatCount(done)} of ${all} done, ${formatCount(active)} under way, ${formatCount(setAside)} set aside`,
+      `${formatCount(done)} of ${all} done, ${formatCount(active)} under way, ${formatCount(setAside)} set aside${lost > 0 ? `, ${formatCount(lost)} lost: submit the lists again` : ""}`,
     ],
     ["lists", `${formatCount(listsDone)} of ${formatCount(run.lists)}`],
   ];

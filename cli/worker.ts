@@ -31,7 +31,7 @@ import { showDownload } from "./download.ts";
 import { counted } from "./format.ts";
 import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { scorerFact } from "./run-facts.ts";
-import { EXIT, note, reportError, stopSignal } from "./terminal.ts";
+import { EXIT, note, reportError, stopSignal, warn } from "./terminal.ts";
 import { addTuneOption, type TuneFlags, tuneModel } from "./tuning.ts";
 
 interface WorkerFlags extends CommonOptions, PoolFlags, Pick<TuneFlags, "tune"> {
@@ -89,6 +89,7 @@ async function runWorker(flags: WorkerFlags): Promise<number> {
             `chunk   ${done.index}: lines ${done.lines.join(" to ")}, ${counted(done.lists, "list")} in ${done.seconds} s`,
           );
       },
+      onTrouble: (text) => warn(text),
       onFailure: (error, attempt) => {
         note(`failed  attempt ${attempt}`);
         reportError(error);

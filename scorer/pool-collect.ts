@@ -1,7 +1,8 @@
 /** Reads a run's results out of a pool, in the order of the input, and says how far it is. */
 import { messageOf, StratumError } from "../errors.ts";
-import { chunkInQueue, chunksDone, loadRun, ofQueue, type Pool, unlessStopped } from "./pool.ts";
-import { type ChunkDone, type PoolRun, readChunk, readResult, recordsSetAside } from "./pool-records.ts";
+import { loadRun, type Pool, unlessStopped } from "./pool.ts";
+import { chunkEnds, chunkInQueue, chunkState, ofQueue, whoHasDone } from "./pool-chunks.ts";
+import { type ChunkDone, damaged, type PoolRun, readChunk, readResult, recordsSetAside } from "./pool-records.ts";
 
 export interface PoolStatus {
   readonly run: PoolRun;
@@ -9,6 +10,8 @@ export interface PoolStatus {
   readonly done: number;
   /** Chunks that failed too often. */
   readonly setAside: number;
+  /** Chunks that Redis has not any more: to be submitted again. */
+  readonly lost: number;
   /** Under way now. */
   readonly active: number;
   readonly lists: number;
@@ -29,18 +32,28 @@ export interface WorkerShare {
 
 /** How far a run is, from any machine. @throws {StratumError} `queue/no-run`, `queue/damaged` */
 export async function poolStatus(pool: Pool, id: string | undefined): Promise<PoolStatus> {
+  const { redis, key, queue } = pool;
   const run = await loadRun(pool, id);
-  const done = await chunksDone(pool, run.id);
-  const own = async (state: "failed" | "active") =>
-    (await ofQueue(`a chunk of run ${run.id}`, () => pool.queue.getJobs([state]))).filter(
-      (job) => job?.data.run === run.id,
-    ).length;
+  const submitted = Object.entries(await redis.hgetall(key("run", run.id, "chunks")))
+    .map(([index, jobId]) => ({ index: Number(index), jobId }))
+    .sort((a, b) => a.index - b.index);
+  const ends = await chunkEnds(
+    pool,
+    submitted.map(({ jobId }) => jobId),
+  );
+  const count = (end: (typeof ends)[number]) => ends.filter((each) => each === end).length;
+  const done = await whoHasDone(
+    pool,
+    run.id,
+    submitted.filter((_, i) => ends[i] === "done"),
+  );
+  const active = await ofQueue(`a chunk of run ${run.id}`, () => queue.getJobs(["active"]));
   const shares = new Map<string, WorkerShare>();
   for (const { worker, adapter, kernels, lists, seconds } of done) {
     // Its kernels may have been tuned between two runs.
-    const key = JSON.stringify([worker, adapter, kernels]);
-    const before = shares.get(key) ?? { worker, adapter, kernels, chunks: 0, lists: 0, seconds: 0 };
-    shares.set(key, {
+    const share = JSON.stringify([worker, adapter, kernels]);
+    const before = shares.get(share) ?? { worker, adapter, kernels, chunks: 0, lists: 0, seconds: 0 };
+    shares.set(share, {
       ...before,
       chunks: before.chunks + 1,
       lists: before.lists + lists,
@@ -51,8 +64,9 @@ export async function poolStatus(pool: Pool, id: string | undefined): Promise<Po
     run,
     chunks: run.chunks,
     done: done.length,
-    setAside: await own("failed"),
-    active: await own("active"),
+    setAside: count("failed"),
+    lost: count("absent"),
+    active: active.filter((job) => job?.data.run === run.id).length,
     lists: run.lists,
     listsDone: done.reduce((sum, { lists }) => sum + lists, 0),
     failed: done.reduce((sum, { failed }) => sum + failed, 0),
@@ -85,37 +99,48 @@ export async function* collectChunks(
   id: string,
   { signal }: CollectOptions = {},
 ): AsyncGenerator<CollectedChunk> {
-  for (let index = 0; !signal?.aborted; ) {
+  let lists = 0;
+  for (let index = 0; ; ) {
     const found = await unlessStopped(lookFor(pool, id, index), signal);
-    if (found === "end" || found === undefined) return;
+    if (found === undefined || signal?.aborted) return;
     if (found === "waits") await unlessStopped(pause(), signal);
-    else {
+    else if ("end" in found) {
+      if (found.end.lists === lists) return;
+      throw damaged(`run ${id}`, new Error(`it has ${found.end.lists} lists, and its chunks have ${lists}`));
+    } else {
+      lists += found.lists;
       yield found;
       index++;
     }
   }
 }
 
-/** A chunk, whether it is still waited for, or the end where the run has no such chunk. */
-async function lookFor(pool: Pool, id: string, index: number): Promise<CollectedChunk | "waits" | "end"> {
-  const { redis, key } = pool;
-  const jobId = await redis.hget(key("run", id, "chunks"), String(index));
+/** A chunk, whether it is still waited for, or the run where it has no such chunk. */
+async function lookFor(
+  pool: Pool,
+  id: string,
+  index: number,
+): Promise<CollectedChunk | "waits" | { readonly end: PoolRun }> {
+  const run = await loadRun(pool, id);
+  // Until all is submitted the record says 0.
+  if (run.chunks > 0 && index >= run.chunks) return { end: run };
+  const jobId = await pool.redis.hget(pool.key("run", id, "chunks"), String(index));
   if (jobId === null) {
-    const { chunks } = await loadRun(pool, id);
-    // Until all is submitted the record says 0.
-    if (chunks > index) throw lostChunk(index, id);
-    return chunks > 0 ? "end" : "waits";
+    if (run.chunks > 0) throw lostChunk(index, id);
+    return "waits";
   }
-  const job = await chunkInQueue(pool, jobId);
+  // An end is final: what is read after it belongs to it.
+  const state = await chunkState(pool, jobId);
   // It was in the queue before its name was here.
+  if (state === "absent" || state === "lost") throw lostChunk(index, id);
+  if (state === "queued") return "waits";
+  const job = await chunkInQueue(pool, jobId);
   if (job === undefined) throw lostChunk(index, id);
-  const state = await job.getState();
-  if (state === "completed") {
+  if (state === "done") {
     const { text, done } = readResult(job.returnvalue, index);
     const { lists, failed, tokens } = done;
     return { text, lists, failed, tokens, done, setAside: null };
   }
-  if (state !== "failed") return "waits";
   const lines = readChunk(job.data, jobId);
   const reason = messageOf(job.failedReason ?? "no reason given");
   const text = recordsSetAside(lines, reason);
@@ -148,14 +173,16 @@ export async function removeRun(pool: Pool, id: string, { signal }: CollectOptio
     const locked: string[] = [];
     for (const jobId of left) {
       // 0 for one that a worker holds, and for one that is not there.
-      if ((await queue.remove(jobId)) === 0 && (await queue.getJobState(jobId)) !== "unknown") locked.push(jobId);
+      if ((await queue.remove(jobId)) === 0 && (await redis.exists(queue.toKey(jobId))) === 1) locked.push(jobId);
     }
     left = locked;
     if (left.length === 0) break;
     await unlessStopped(pause(), signal);
     if (signal?.aborted) return left.length;
   }
-  await redis.del(...["chunks", "done", "scorer"].map((part) => key("run", id, part)), key("run", id));
+  const parts = ["chunks", "done", "scorer"].map((part) => key("run", id, part));
+  // What the last ends left among the events holds their results.
+  await redis.del(...parts, key("run", id), queue.toKey("events"));
   await redis.zrem(key("runs"), id);
   return 0;
 }

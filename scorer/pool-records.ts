@@ -59,7 +59,7 @@ export type ChunkLine = ListItem | { readonly kind: "record"; readonly line: num
 export interface ChunkData {
   readonly run: string;
   readonly index: number;
-  /** {@link packItems} */
+  /** Lines of JSON, packed: {@link ChunkItem}. */
   readonly items: string;
 }
 
@@ -128,13 +128,14 @@ function unpackText(packed: unknown): string {
   return bytes.toString("utf8");
 }
 
-export function packItems(items: readonly ChunkItem[]): string {
-  return packText(items.map((item) => JSON.stringify(item)).join("\n"));
+/** A chunk, and its name in the queue: that of its run, its place and its content, however that is packed. */
+export function makeChunk(run: string, index: number, items: readonly ChunkItem[]): { jobId: string; data: ChunkData } {
+  const text = items.map((item) => JSON.stringify(item)).join("\n");
+  return { jobId: chunkId(run, index, text), data: { run, index, items: packText(text) } };
 }
 
-/** The name of a chunk: its run, its place and its content. */
-export function chunkId({ run, index, items }: ChunkData): string {
-  return createHash("sha256").update(`${run} ${index} ${items}`).digest("hex").slice(0, 32);
+function chunkId(run: string, index: number, text: string): string {
+  return createHash("sha256").update(`${run} ${index} ${text}`).digest("hex").slice(0, 32);
 }
 
 const dataSchema = z.object({ run: z.string(), index: count, items: z.string() });
@@ -150,11 +151,10 @@ const itemSchema = z.union([
  */
 export function readChunk(data: unknown, jobId: string): readonly [ChunkLine, ...ChunkLine[]] {
   return whole(`chunk ${jobId}`, () => {
-    const parsed = dataSchema.parse(data);
-    if (chunkId(parsed) !== jobId) throw new Error("its content has another name");
-    const [first, ...rest] = unpackText(parsed.items)
-      .split("\n")
-      .map((text) => lineOf(itemSchema.parse(JSON.parse(text))));
+    const { run, index, items } = dataSchema.parse(data);
+    const packed = unpackText(items);
+    if (chunkId(run, index, packed) !== jobId) throw new Error("its content has another name");
+    const [first, ...rest] = packed.split("\n").map((text) => lineOf(itemSchema.parse(JSON.parse(text))));
     return [first, ...rest];
   });
 }

@@ -1,24 +1,17 @@
 /** Puts lists into a pool's queue, in chunks. */
 
 import { createHash } from "node:crypto";
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { StratumError } from "../errors.ts";
 import { hashFile } from "../weights/durable.ts";
 import type { ListItem, ListLine } from "./lists.ts";
 import { readLists } from "./lists.ts";
-import { ATTEMPTS, chunkInQueue, type Pool, type PoolJob, saveDone, saveRun, submittedCounts } from "./pool.ts";
-import {
-  type ChunkData,
-  type ChunkDone,
-  type ChunkItem,
-  chunkId,
-  type PoolRun,
-  packItems,
-  readChunk,
-  readResult,
-} from "./pool-records.ts";
+import { ATTEMPTS, beginRun, ofRedis, type Pool, saveRun } from "./pool.ts";
+import { chunkEnds, chunkInQueue, chunkState, type PoolJob, saveDone } from "./pool-chunks.ts";
+import { type ChunkItem, makeChunk, type PoolRun, readChunk, readResult } from "./pool-records.ts";
 import { errorRecord, toJsonLine } from "./rankings.ts";
+import { inputFacts } from "./resume.ts";
 
 export interface SubmitRequest {
   /** A file of lists. */
@@ -54,56 +47,45 @@ export const SCORER_FILES = ["scorer.json", "scorer.safetensors"] as const;
 
 /**
  * Submits a file of lists. Submitted again it is the same run: what is missing is added, what was set aside is retried.
- * @throws {StratumError} `file/unreadable`, `list/empty-file`, `usage/stopped`
+ * @throws {StratumError} `file/unreadable`, `list/empty-file`, `usage/stopped`, `usage/other-input`, `queue/full`,
+ *   `queue/refused`, `queue/lost-chunk`
  */
 export async function submitLists(pool: Pool, request: SubmitRequest): Promise<Submitted> {
+  try {
+    return await submit(pool, request);
+  } catch (cause) {
+    throw ofRedis(cause, pool);
+  }
+}
+
+async function submit(pool: Pool, request: SubmitRequest): Promise<Submitted> {
   const { path, run: words, scorer, onChunk, signal } = request;
-  const { redis, key, queue } = pool;
-  const share = Math.ceil((await stat(path)).size / CHUNKS);
+  // Of what is hashed, and of what is read after that.
+  const facts = await inputFacts(path);
+  const share = Math.ceil((facts?.size ?? 0) / CHUNKS);
   const chunkBytes = request.chunkBytes ?? Math.min(MOST_BYTES, Math.max(LEAST_BYTES, share));
   const identity = JSON.stringify([words.facts, words.fingerprint, await hashFile(path), chunkBytes]);
   const id = createHash("sha256").update(identity).digest("hex").slice(0, 16);
   if (scorer !== null) await storeScorer(pool, id, scorer);
-  // Workers may begin before the last chunk is there. What was submitted whole has as many chunks again.
-  await saveRun(pool, { id, ...words, ...(await submittedCounts(pool, id)) });
-  let [added, retried, lists, chunks] = [0, 0, 0, 0];
+  // Workers may begin before the last chunk is there.
+  await beginRun(pool, { id, ...words, lists: 0, chunks: 0 });
+  const { handOver, counts } = handingOver(pool, id);
+  let [lists, chunks] = [0, 0];
   let items: ChunkItem[] = [];
   let bytes = 0;
-  let bulk: { name: string; data: ChunkData; opts: object }[] = [];
-  const handOver = async () => {
-    const ids = bulk.map(({ data }) => chunkId(data));
-    for (const [i, jobId] of ids.entries()) {
-      const known = await wholeChunk(pool, jobId, bulk[i].data.index);
-      if (known === undefined) {
-        added++;
-        // Its result may be lost, too.
-        await redis.hdel(key("run", id, "done"), jobId);
-      } else if (known.state === "failed") {
-        await known.job.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
-        retried++;
-      } else if (known.done !== null) await saveDone(pool, id, jobId, known.done);
-    }
-    await queue.addBulk(bulk);
-    // By place: what was handed over before stays what it is.
-    await redis.hset(key("run", id, "chunks"), ...bulk.flatMap(({ data }, i) => [String(data.index), ids[i]]));
-    bulk = [];
-  };
+  let bulk: Chunk[] = [];
   const endChunk = async () => {
-    const data: ChunkData = { run: id, index: chunks, items: packItems(items) };
+    bulk.push(makeChunk(id, chunks, items));
     chunks++;
-    bulk.push({
-      name: "chunk",
-      data,
-      // What is done stays until it is collected.
-      opts: { jobId: chunkId(data), attempts: ATTEMPTS, backoff: { type: "fixed", delay: 1000 }, stackTraceLimit: 1 },
-    });
     lists += items.length;
     onChunk?.(items.length);
     items = [];
     bytes = 0;
-    if (bulk.length === BULK) await handOver();
+    if (bulk.length < BULK) return;
+    await handOver(bulk);
+    bulk = [];
   };
-  for await (const line of readLists(path)) {
+  for await (const line of readLists(path, { facts })) {
     if (signal?.aborted) {
       throw new StratumError(
         "usage/stopped",
@@ -117,33 +99,107 @@ export async function submitLists(pool: Pool, request: SubmitRequest): Promise<S
     if (bytes >= chunkBytes || items.length === MOST_LISTS) await endChunk();
   }
   if (items.length > 0) await endChunk();
-  if (bulk.length > 0) await handOver();
+  if (bulk.length > 0) await handOver(bulk);
   const run: PoolRun = { id, ...words, lists, chunks };
   if (chunks === 0) throw new StratumError("list/empty-file", `${path} holds no lists`, "give one JSON object a line");
-  await saveRun(pool, run);
-  return { run, added, retried };
-}
-
-interface KnownChunk {
-  readonly job: PoolJob;
-  readonly state: string;
-  /** Who has done it. */
-  readonly done: ChunkDone | null;
-}
-
-/** A chunk as the queue has it; undefined where it has none. One that is damaged is taken out, unless somebody ranks it. */
-async function wholeChunk(pool: Pool, jobId: string, index: number): Promise<KnownChunk | undefined> {
-  try {
-    const job = await chunkInQueue(pool, jobId);
-    if (job === undefined) return undefined;
-    readChunk(job.data, jobId);
-    const state = await job.getState();
-    return { job, state, done: state === "completed" ? readResult(job.returnvalue, index).done : null };
-  } catch (cause) {
-    if (!(cause instanceof StratumError && cause.code === "queue/damaged")) throw cause;
-    await pool.queue.remove(jobId);
-    return undefined;
+  const there = await pool.redis.hlen(pool.key("run", id, "chunks"));
+  if (there < chunks) {
+    throw new StratumError(
+      "queue/lost-chunk",
+      `of ${chunks} chunks of run ${id} ${there} are in the queue: they were taken out while they were submitted`,
+      "submit the same lists again, which adds what is missing",
+    );
   }
+  await saveRun(pool, run);
+  return { run, ...counts };
+}
+
+type Chunk = ReturnType<typeof makeChunk>;
+
+/** Puts chunks of a run into the queue, those that it does not have; the same may be done by another process meanwhile. */
+function handingOver(pool: Pool, run: string) {
+  const { redis, key, queue } = pool;
+  const counts = { added: 0, retried: 0 };
+  let queued: ReadonlySet<string> | undefined;
+
+  /** Whether Redis has lost a chunk's place in the queue. */
+  async function isLost(jobId: string): Promise<boolean> {
+    // Looking for each by itself takes as long as the queue is.
+    queued ??= new Set(await queue.getRanges(["wait", "active", "delayed", "prioritized"], 0, -1));
+    return !queued.has(jobId) && (await chunkState(pool, jobId)) === "lost";
+  }
+
+  /** What the queue has of a chunk that is as it was written, and null for any other. */
+  async function wholeChunk({ jobId, data: { index } }: Chunk): Promise<PoolJob | null> {
+    try {
+      const job = await chunkInQueue(pool, jobId);
+      if (job === undefined) return null;
+      readChunk(job.data, jobId);
+      if (job.finishedOn !== undefined && job.returnvalue !== undefined && job.returnvalue !== null) {
+        // Where the worker died before it could say so.
+        await saveDone(pool, run, jobId, readResult(job.returnvalue, index).done);
+      }
+      return job;
+    } catch (cause) {
+      if (!(cause instanceof StratumError && cause.code === "queue/damaged")) throw cause;
+      return null;
+    }
+  }
+
+  async function retry(job: PoolJob, jobId: string): Promise<boolean> {
+    // Its deaths are forgotten as its failures are.
+    await redis.hdel(queue.toKey(jobId), "stc");
+    try {
+      await job.retry("failed", { resetAttemptsMade: true, resetAttemptsStarted: true });
+      return true;
+    } catch (cause) {
+      // Another submit was first, or Redis has lost that it failed.
+      if ((await chunkState(pool, jobId)) === "failed") return false;
+      if (cause instanceof Error && /not in the failed state|Missing key/.test(cause.message)) return true;
+      throw cause;
+    }
+  }
+
+  /** Whether the queue has a chunk already, so that it will be done or is. */
+  async function isThere(chunk: Chunk, end: "unfinished" | "done" | "failed"): Promise<boolean> {
+    const { jobId } = chunk;
+    const job = await wholeChunk(chunk);
+    if (job === null) return false;
+    if (end === "unfinished") return !(await isLost(jobId));
+    if (end === "done") return job.returnvalue !== undefined && job.returnvalue !== null;
+    if (!(await retry(job, jobId))) return false;
+    counts.retried++;
+    return true;
+  }
+
+  async function handOver(chunks: readonly Chunk[]): Promise<void> {
+    const ends = await chunkEnds(
+      pool,
+      chunks.map(({ jobId }) => jobId),
+    );
+    for (const [i, chunk] of chunks.entries()) {
+      const { jobId } = chunk;
+      const end = ends[i];
+      if (end !== "absent" && (await isThere(chunk, end))) continue;
+      // One that is damaged, unless somebody ranks it.
+      if (end !== "absent") await queue.remove(jobId);
+      await redis.hdel(key("run", run, "done"), jobId);
+      counts.added++;
+    }
+    await queue.addBulk(
+      chunks.map(({ jobId, data }) => ({
+        name: "chunk",
+        data,
+        // At once: clocks of workers differ. What is done stays until it is collected.
+        opts: { jobId, attempts: ATTEMPTS, stackTraceLimit: 1 },
+      })),
+    );
+    // By place: what was handed over before stays what it is.
+    const places = chunks.flatMap(({ jobId, data }) => [String(data.index), jobId]);
+    await redis.hset(key("run", run, "chunks"), ...places);
+  }
+
+  return { handOver, counts };
 }
 
 function itemOf(line: ListLine): ChunkItem {

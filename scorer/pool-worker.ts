@@ -8,17 +8,8 @@ import { hostname } from "node:os";
 import { WaitingError, Worker } from "bullmq";
 import { messageOf, StratumError } from "../errors.ts";
 import type { ListLine } from "./lists.ts";
-import {
-  connect,
-  DEATHS,
-  loadRun,
-  type Pool,
-  type PoolJob,
-  QUEUE_PREFIX,
-  saveDone,
-  unlessStopped,
-  withoutPassword,
-} from "./pool.ts";
+import { connect, DEATHS, loadRun, ofRedis, type Pool, QUEUE_PREFIX, unlessStopped, withoutPassword } from "./pool.ts";
+import { type PoolJob, saveDone } from "./pool-chunks.ts";
 import { type ChunkData, type ChunkDone, type ChunkResult, type PoolRun, packText, readChunk } from "./pool-records.ts";
 import type { Ranker } from "./rank.ts";
 import { toJsonLine } from "./rankings.ts";
@@ -37,6 +28,8 @@ export interface WorkerOptions {
   readonly stalledMs: number;
   readonly onChunk?: (done: ChunkDone) => void;
   readonly onFailure?: (error: unknown, attempt: number) => void;
+  /** Told once of whatever keeps chunks from being taken or handed in. */
+  readonly onTrouble?: (text: string) => void;
   /** Ends the worker after the chunks that it has begun. */
   readonly signal?: AbortSignal | undefined;
   /** End once nothing is left to do. */
@@ -49,7 +42,7 @@ const EVERYWHERE: ReadonlySet<string> = new Set(["queue/damaged", "queue/no-run"
 
 /** Works until it is stopped. @throws {StratumError} what `open` throws, and what a device throws that is gone */
 export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
-  const { open, stalledMs, onChunk, onFailure, signal, drain = false } = options;
+  const { open, stalledMs, onChunk, onFailure, onTrouble, signal, drain = false } = options;
   const name = `${hostname()}:${process.pid}`;
   let loaded: { readonly run: PoolRun; readonly ranker: RunRanker } | null = null;
   let fault: unknown;
@@ -111,10 +104,7 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
         await job.moveToWait(token);
         throw new WaitingError();
       }
-      const result = await rankChunk(job, ranker);
-      await saveDone(pool, job.data.run, job.id ?? "", result.done);
-      onChunk?.(result.done);
-      return result;
+      return await rankChunk(job, ranker);
     } catch (cause) {
       // A device that is gone does not come back; the chunk is tried elsewhere.
       if (cause instanceof StratumError && cause.kind === "environment" && !EVERYWHERE.has(cause.code)) broken(cause);
@@ -145,9 +135,24 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     concurrency: 2,
     lockDuration: stalledMs,
     stalledInterval: stalledMs,
-    maxStalledCount: DEATHS,
+    maxStalledCount: DEATHS - 1,
   });
-  worker.on("error", () => undefined);
+  const told = new Set<string>();
+  worker.on("error", (error) => {
+    const text = troubleOf(error, pool);
+    if (text === null || told.has(text)) return;
+    told.add(text);
+    onTrouble?.(text);
+  });
+  // One that was finished by another meanwhile, because this one gave no sign of life, does not come here.
+  const saving = new Set<Promise<void>>();
+  worker.on("completed", ({ id = "", data }, { done }) => {
+    const saved = saveDone(pool, data.run, id, done)
+      .catch(() => undefined)
+      .finally(() => saving.delete(saved));
+    saving.add(saved);
+    onChunk?.(done);
+  });
   worker.on("failed", (job, error) => onFailure?.(error, job?.attemptsMade ?? 0));
   try {
     while (fault === undefined && !signal?.aborted) {
@@ -155,11 +160,21 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
       await pause();
     }
     await closed(worker, pool);
+    await Promise.all(saving);
   } finally {
     connection.disconnect();
     await (loaded as { readonly ranker: RunRanker } | null)?.ranker[Symbol.asyncDispose]();
   }
   if (fault !== undefined) throw fault instanceof Error ? fault : new Error(messageOf(fault));
+}
+
+/** What a worker's error means for people; null for connections, of which the pool tells. */
+function troubleOf(error: Error, pool: Pool): string | null {
+  if (/\block\b/i.test(error.message)) {
+    return "this worker gave no sign of life for too long: chunks of its may be done again by others; give --stalled-after more seconds";
+  }
+  const known = ofRedis(error, pool);
+  return known instanceof StratumError ? `${known.message}; ${known.fix}` : null;
 }
 
 const pause = () => new Promise((resolve) => setTimeout(resolve, POLL_MS));

@@ -3,19 +3,10 @@
  * its scorer's files, and who has done what. Chunks are named by their content, so that whatever is done twice (a run
  * that is submitted again, a chunk that a slow worker finishes after another) changes nothing.
  */
-import { type Job, Queue } from "bullmq";
+import { Queue } from "bullmq";
 import { Redis } from "ioredis";
 import { messageOf, StratumError } from "../errors.ts";
-import {
-  type ChunkData,
-  type ChunkDone,
-  type ChunkResult,
-  damaged,
-  type PoolRun,
-  readDone,
-  readRun,
-  runRecord,
-} from "./pool-records.ts";
+import { type ChunkData, type ChunkResult, type PoolRun, readRun, runRecord } from "./pool-records.ts";
 
 /** Where a pool meets. */
 export interface PoolAddress {
@@ -27,11 +18,9 @@ export interface PoolAddress {
 
 /** How often a chunk is tried before it is set aside. */
 export const ATTEMPTS = 3;
-/** How many workers a chunk may see die. A death is no failure of the chunk's, until it has been there too often. */
+/** The worker's death that is a chunk's failure: it has been there too often. */
 export const DEATHS = 5;
 const PREFIX = "stratum";
-
-export type PoolJob = Job<ChunkData, ChunkResult>;
 
 export interface Pool extends AsyncDisposable {
   readonly address: PoolAddress;
@@ -90,7 +79,9 @@ export async function openPool(address: PoolAddress, onAway?: OnAway): Promise<P
     );
   }
   if (onAway !== undefined) tellAway(redis, onAway);
-  const queue = new Queue<ChunkData, ChunkResult>(name, { connection: redis, prefix: PREFIX });
+  // Its events would keep every result a second time, and after its run has gone.
+  const streams = { events: { maxLen: 0 } };
+  const queue = new Queue<ChunkData, ChunkResult>(name, { connection: redis, prefix: PREFIX, streams });
   queue.on("error", () => undefined);
   return {
     address,
@@ -161,19 +152,29 @@ async function within<T>(work: Promise<T>, milliseconds: number): Promise<T> {
   }
 }
 
-/** Those of a run's chunks and lists that are known: 0 until it is submitted whole. */
-export async function submittedCounts({ redis, key }: Pool, id: string): Promise<Pick<PoolRun, "lists" | "chunks">> {
-  const text = await redis.hget(key("run", id), "record");
-  try {
-    if (text !== null) return readRun(text, id);
-  } catch (cause) {
-    // It is written anew.
-    if (!(cause instanceof StratumError)) throw cause;
+/**
+ * Keeps that a run is being submitted: one that is known stays as it is. The newest is the one that is meant where none is
+ * named.
+ */
+export async function beginRun({ redis, key }: Pool, run: PoolRun): Promise<void> {
+  const record = runRecord({ ...run, lists: 0, chunks: 0 });
+  if ((await redis.hsetnx(key("run", run.id), "record", record)) === 0) {
+    const known = await redis.hget(key("run", run.id), "record");
+    if (known === null || !isWhole(known, run.id)) await redis.hset(key("run", run.id), "record", record);
   }
-  return { lists: 0, chunks: 0 };
+  await redis.zadd(key("runs"), Date.now(), run.id);
 }
 
-/** Keeps a run's record; the newest is the one that is meant where none is named. */
+function isWhole(record: string, id: string): boolean {
+  try {
+    readRun(record, id);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Keeps the record of a run that is submitted whole. */
 export async function saveRun({ redis, key }: Pool, run: PoolRun): Promise<void> {
   await redis.hset(key("run", run.id), "record", runRecord(run));
   await redis.zadd(key("runs"), Date.now(), run.id);
@@ -195,27 +196,22 @@ export async function loadRun({ redis, key, address }: Pool, id: string | undefi
   return readRun(text, wanted);
 }
 
-/** Keeps who has done a chunk. */
-export async function saveDone({ redis, key }: Pool, run: string, jobId: string, done: ChunkDone): Promise<void> {
-  await redis.hset(key("run", run, "done"), jobId, JSON.stringify(done));
-}
-
-/** Who has done what of a run so far, by the chunks' places. @throws {StratumError} `queue/damaged` */
-export async function chunksDone({ redis, key }: Pool, run: string): Promise<ChunkDone[]> {
-  const all = await redis.hvals(key("run", run, "done"));
-  return all.map(readDone).sort((a, b) => a.index - b.index);
-}
-
-/** A chunk in the queue, by its name. @throws {StratumError} `queue/damaged` */
-export async function chunkInQueue({ queue }: Pool, jobId: string): Promise<PoolJob | undefined> {
-  return ofQueue(`chunk ${jobId}`, () => queue.getJob(jobId));
-}
-
-/** BullMQ parses what it reads. @throws {StratumError} `queue/damaged` */
-export async function ofQueue<T>(what: string, ask: () => Promise<T>): Promise<T> {
-  try {
-    return await ask();
-  } catch (cause) {
-    throw cause instanceof SyntaxError ? damaged(what, cause) : cause;
+/** An error of Redis's own as one of ours. */
+export function ofRedis(cause: unknown, { address }: Pool): unknown {
+  if (!(cause instanceof Error) || cause.name !== "ReplyError") return cause;
+  const where = `the Redis at ${withoutPassword(address.url)}`;
+  if (cause.message.startsWith("OOM")) {
+    return new StratumError(
+      "queue/full",
+      `${where} has no memory left: ${cause.message}`,
+      "give it more (maxmemory), or take runs out with collect --remove or --discard; nothing that it has is lost",
+      cause,
+    );
   }
+  return new StratumError(
+    "queue/refused",
+    `${where} refuses: ${cause.message}`,
+    "see to that Redis, then go on",
+    cause,
+  );
 }
