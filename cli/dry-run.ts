@@ -57,7 +57,7 @@ export async function dryRun(
     for await (const { line, encoded, error } of encodeLines(
       lines,
       encoder,
-      { maxBudget, packing: sharing },
+      { grantedBudget: maxBudget, packing: sharing },
       sharePrefix,
     )) {
       counts.lists++;

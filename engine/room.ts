@@ -107,6 +107,8 @@ export interface Room<T extends Furniture> extends Disposable {
    *   `memory/out-of-memory` where the smallest batches find no memory
    */
   run<R>(step: (current: T) => Promise<R>): Promise<R>;
+  /** Has the next step begin with everything built anew, for batches of so many rows, however short memory was before. */
+  widen(rows: number): Promise<void>;
 }
 
 /**
@@ -156,12 +158,22 @@ export async function openRoom<T extends Furniture>(
     return running;
   }
 
+  function widen(rows: number): Promise<void> {
+    const widening = turn.then(() => {
+      mostRows &&= Math.max(mostRows, rows);
+      clear();
+    });
+    turn = widening;
+    return widening;
+  }
+
   const room: Room<T> = {
     get current() {
       if (last === undefined) throw new StratumError("device/disposed", "the room is empty", "create another");
       return last;
     },
     run,
+    widen,
     [Symbol.dispose]() {
       disposed = true;
       clear();

@@ -38,6 +38,8 @@ export interface Runner extends Disposable {
   readonly packing: Required<Pick<PackOptions, "budget" | "longFrom">>;
   /** The largest budget that the runner may grow to; less once the GPU had no memory for as much. */
   readonly maxBudget: number;
+  /** The largest budget that limits and options allow, whatever memory there is. */
+  readonly grantedBudget: number;
   /** The working buffers that are held now. */
   readonly plan: readonly PlannedMemory[];
   /** Bytes of model and working buffers together: what the device holds for this run. */
@@ -315,6 +317,7 @@ export async function createRunner(
     get maxBudget() {
       return held.maxBudget;
     },
+    grantedBudget: granted.maxBudget,
     get packing() {
       return { ...packing, budget: held.budget };
     },

@@ -15,16 +15,14 @@ export interface Job<T> {
 
 /** What a room must hold to be streamed through. */
 export interface Streaming extends Furniture {
-  readonly runner: Pick<Runner, "budget" | "maxBudget" | "packing" | "grow">;
+  readonly runner: Pick<Runner, "budget" | "maxBudget" | "grantedBudget" | "packing" | "grow">;
 }
 
-export interface StreamOptions<T = unknown> {
+export interface StreamOptions {
   /** Compute a group's common prefix once; default true. */
   readonly sharePrefix?: boolean;
   /** Stops between batches; items that have not run are not yielded. */
   readonly signal?: AbortSignal | undefined;
-  /** Told of an item that no batch holds any more, as memory was short; it is yielded in its turn. Default: its error is thrown. */
-  readonly onOverBudget?: ((item: T, error: StratumError) => void) | undefined;
 }
 
 /** Items without a group that may wait before they are passed on. */
@@ -32,32 +30,44 @@ const MAX_WAITING = 256;
 /** A source that pauses this long gets what it has given so far answered: a state does not depend on its batch. */
 const PAUSE_MS = 50;
 
-/** What of a runner decides how groups are packed. */
+/** What of a runner decides which groups can be packed, on an adapter whose memory is not short. */
 export interface Packer {
-  readonly maxBudget: number;
+  readonly grantedBudget: number;
   readonly packing: Pick<Runner["packing"], "longFrom">;
 }
 
+/** The sequence of a group that needs the largest batch, together with the group's first where that is needed, and how large. */
+function neediest(
+  group: SequenceGroup,
+  longFrom: Runner["packing"]["longFrom"],
+  sharePrefix: boolean,
+): { readonly index: number; readonly rows: number } {
+  const [first, ...others] = group.sequences;
+  let most = { index: 0, rows: 0 };
+  for (const [index, sequence] of group.sequences.entries()) {
+    const members = group.anchored && others.length > 0 && index > 0 ? [first, sequence] : [sequence];
+    const rows = groupCost({ sequences: members }, { sharePrefix, longFrom });
+    if (rows > most.rows) most = { index, rows };
+  }
+  return most;
+}
+
 /**
- * Whether every sequence of a group fits a batch of a budget, together with the group's first where that is needed.
+ * Whether every sequence of a group fits a batch of a budget.
  * @throws {StratumError} `list/over-budget`
  */
 export function checkFits(
   group: SequenceGroup,
-  { maxBudget, packing: { longFrom } }: Packer,
+  { grantedBudget, packing: { longFrom } }: Packer,
   sharePrefix = true,
 ): void {
-  const [first, ...others] = group.sequences;
-  for (const [i, sequence] of group.sequences.entries()) {
-    const members = group.anchored && others.length > 0 && i > 0 ? [first, sequence] : [sequence];
-    const cost = groupCost({ sequences: members }, { sharePrefix, longFrom });
-    if (cost <= maxBudget) continue;
-    throw new StratumError(
-      "list/over-budget",
-      `sequence ${i} needs a batch of ${cost} tokens; at most ${maxBudget} fit`,
-      `raise --batch-tokens to ${cost} where the adapter allows it (stratum doctor shows its limits), or shorten the text`,
-    );
-  }
+  const { index, rows } = neediest(group, longFrom, sharePrefix);
+  if (rows <= grantedBudget) return;
+  throw new StratumError(
+    "list/over-budget",
+    `sequence ${index} needs a batch of ${rows} tokens; at most ${grantedBudget} fit`,
+    `raise --batch-tokens to ${rows} where the adapter allows it (stratum doctor shows its limits), or shorten the text`,
+  );
 }
 
 /** A job that runs. */
@@ -72,47 +82,47 @@ export async function* streamJobs<T, F extends Streaming>(
   jobs: AsyncIterable<Job<T>>,
   room: Room<F>,
   run: (batch: Batch, jobs: readonly Job<T>[], current: F) => Promise<void>,
-  { sharePrefix = true, signal, onOverBudget }: StreamOptions<T> = {},
+  { sharePrefix = true, signal }: StreamOptions = {},
 ): AsyncGenerator<T> {
   const sharing = { sharePrefix, longFrom: room.current.runner.packing.longFrom };
   /** The jobs that run now. */
   let running: Promise<unknown> | undefined;
 
-  /** Those of the members that fit a batch; a budget that has shrunk holds less than when they came. */
-  function fitting(members: readonly Member<T>[], packer: Packer): Member<T>[] {
-    return members.filter(({ item, group }) => {
-      try {
-        checkFits(group, packer, sharePrefix);
-        return true;
-      } catch (thrown) {
-        if (!(thrown instanceof StratumError) || onOverBudget === undefined) throw thrown;
-        onOverBudget(item, thrown);
-        return false;
-      }
-    });
-  }
-
   /** Runs jobs. @returns false where it was stopped before all were done */
   async function runJobs(filled: readonly Job<T>[]): Promise<boolean> {
-    let members = filled.filter((job): job is Member<T> => job.group !== null);
+    const members = filled.filter((job): job is Member<T> => job.group !== null);
+    const groups = members.map(({ group }) => group);
+    const dearest = groups.reduce((most, group) => Math.max(most, groupCost(group, sharing)), 0);
+    const needed = groups.reduce(
+      (most, group) => Math.max(most, neediest(group, sharing.longFrom, sharePrefix).rows),
+      0,
+    );
     // Of the batches by this budget, so many are done.
     let [budget, done] = [0, 0];
-    return await room.run(async (current) => {
+    const step = async (current: F): Promise<boolean | "short"> => {
       const { runner } = current;
-      const dearest = members.reduce((most, { group }) => Math.max(most, groupCost(group, sharing)), 0);
       await runner.grow(Math.min(dearest, runner.maxBudget));
-      if (runner.budget !== budget) {
-        [budget, done] = [runner.budget, 0];
-        members = fitting(members, runner);
-      }
-      const groups = members.map(({ group }) => group);
+      if (runner.budget !== budget) [budget, done] = [runner.budget, 0];
+      if (needed > runner.budget) return "short";
       for (const batch of packBatches(groups, { ...runner.packing, sharePrefix }).slice(done)) {
         if (signal?.aborted) return false;
         await run(batch, members, current);
         done++;
       }
       return true;
-    });
+    };
+    const first = await room.run(step);
+    if (first !== "short") return first;
+    // Memory was short before: it may be there again, and what a list comes to must not hang on that.
+    await room.widen(needed);
+    const second = await room.run(step);
+    if (second !== "short") return second;
+    const { grantedBudget } = room.current.runner;
+    throw new StratumError(
+      "memory/out-of-memory",
+      `a sequence needs a batch of ${needed} tokens; the GPU has memory for ${budget}, of ${grantedBudget} that would be possible`,
+      "free memory of the GPU, or take a shallower --layer or --weights int8; a run into a file goes on with the same command",
+    );
   }
 
   const iterator = jobs[Symbol.asyncIterator]();

@@ -159,14 +159,7 @@ export async function createExtractor(model: Model, options: ExtractOptions): Pr
           members[group].item.states[index] = states;
         }
       };
-      const onOverBudget = (pending: Pending, error: StratumError) => {
-        pending.error = atLine(error, pending.line.line);
-      };
-      for await (const pending of streamJobs(mapBunches(lines, job, open), room, run, {
-        sharePrefix,
-        signal,
-        onOverBudget,
-      })) {
+      for await (const pending of streamJobs(mapBunches(lines, job, open), room, run, { sharePrefix, signal })) {
         yield outcome(pending, layers, hiddenSize, poolings.length);
       }
     },

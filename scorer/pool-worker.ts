@@ -99,19 +99,24 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     await waited;
     try {
       const ranker = fault === undefined ? await rankerOf(job.data.run).catch(ownFault) : null;
-      if (ranker === null) {
-        // It is this machine's fault: the chunk goes back as it was.
-        await job.moveToWait(token);
-        throw new WaitingError();
-      }
+      // It is this machine's fault: the chunk goes back as it was.
+      if (ranker === null) return await giveBack(job, token);
       return await rankChunk(job, ranker);
     } catch (cause) {
+      if (!(cause instanceof StratumError && cause.kind === "environment") || EVERYWHERE.has(cause.code)) throw cause;
       // A device that is gone does not come back; the chunk is tried elsewhere.
-      if (cause instanceof StratumError && cause.kind === "environment" && !EVERYWHERE.has(cause.code)) broken(cause);
+      broken(cause);
+      // Short memory is no failure of the chunk's, until it has been to many.
+      if (cause.code === "memory/out-of-memory" && job.attemptsStarted < DEATHS) return await giveBack(job, token);
       throw cause;
     } finally {
       release();
     }
+  }
+
+  async function giveBack(job: PoolJob, token: string | undefined): Promise<never> {
+    await job.moveToWait(token);
+    throw new WaitingError();
   }
 
   /** What keeps this machine from a run. */

@@ -236,17 +236,11 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
     scores.set(found);
   }
 
-  const packer: Packer = {
-    get maxBudget() {
-      return room.current.runner.maxBudget;
-    },
-    packing: room.current.runner.packing,
-  };
   async function* jobs(lines: AsyncIterable<ListLine>): AsyncGenerator<Job<Pending>> {
     for await (const { line, encoded, error } of encodeLines(
       lines,
       encoder,
-      packer,
+      room.current.runner,
       sharePrefix,
       saved !== undefined,
     )) {
@@ -276,10 +270,7 @@ export async function createRanker(model: Model, options: RankOptions = {}): Pro
         const scores = await score(current, batch, pairs, members);
         for (const [i, { pending, candidate }] of targets.entries()) pending.scores[candidate] = scores[i];
       };
-      const onOverBudget = (pending: Pending, error: StratumError) => {
-        pending.error = atLine(error, pending.line.line);
-      };
-      for await (const pending of streamJobs(jobs(lines), room, run, { sharePrefix, signal, onOverBudget })) {
+      for await (const pending of streamJobs(jobs(lines), room, run, { sharePrefix, signal })) {
         if (pending.parts?.candidates.size === pending.scores.length) await scoreParts(pending);
         yield outcome(pending, { topN, returnDocuments, abstainBelow });
       }

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { type Batch, groupCost, type SequenceGroup } from "../../engine/batch.ts";
 import type { Room } from "../../engine/room.ts";
 import { checkFits, type Job, type Streaming, type StreamOptions, streamJobs } from "../../engine/stream.ts";
-import type { StratumError } from "../../errors.ts";
+import { failing } from "../support/failing.ts";
 import { randomGroups } from "../support/states.ts";
 
 /** As much of a runner as streaming looks at; what it grew to is kept. */
@@ -10,6 +10,7 @@ function fakeRunner(budget: number, maxBudget = budget): Streaming["runner"] {
   const runner = {
     budget,
     maxBudget,
+    grantedBudget: maxBudget,
     get packing() {
       return { longFrom: null, budget: runner.budget };
     },
@@ -23,7 +24,7 @@ function fakeRunner(budget: number, maxBudget = budget): Streaming["runner"] {
 /** A room where nothing goes wrong. */
 function fakeRoom(runner: Streaming["runner"]): Room<Streaming> {
   const current = { runner, [Symbol.dispose]: () => undefined };
-  return { current, run: (step) => step(current), [Symbol.dispose]: () => undefined };
+  return { current, run: (step) => step(current), widen: async () => undefined, [Symbol.dispose]: () => undefined };
 }
 
 async function* source<T>(jobs: readonly T[]): AsyncGenerator<T> {
@@ -170,27 +171,47 @@ describe("a stream", () => {
     }
   });
 
-  it("yields an item that no batch holds any more, and tells of it", async () => {
-    const jobs = [single(30), single(8)].map((group, item) => ({ item, group }));
-    const { current, ...room } = fakeRoom(fakeRunner(16));
-    const shrunk: Room<Streaming> = { ...room, current: { ...current, runner: fakeRunner(64) } };
-    const told: [number, string][] = [];
-    const ran: number[] = [];
-    const run = async (batch: Batch, members: readonly Job<number>[]) => {
-      for (const { group } of batch.sequences) ran.push(members[group]!.item);
-    };
-    const onOverBudget = (item: number, { code }: StratumError) => void told.push([item, code]);
-    const items: number[] = [];
-    for await (const item of streamJobs(source(jobs), shrunk, run, { onOverBudget })) items.push(item);
-    expect([items, ran, told]).toEqual([[0, 1], [1], [[0, "list/over-budget"]]]);
-    await expect(streamJobs(source(jobs), shrunk, run).next()).rejects.toThrow("at most 16 fit");
+  it("asks for more room where a batch cannot hold a sequence any more, and fails where there is none", async () => {
+    const jobs = [single(8), single(30), single(8)].map((group, item) => ({ item, group }));
+    const short: Streaming["runner"] = { ...fakeRunner(16), grantedBudget: 64 };
+    for (const wide of [fakeRunner(64), short]) {
+      const asked: number[] = [];
+      const ran: number[] = [];
+      let runner = short;
+      const room: Room<Streaming> = {
+        ...fakeRoom(runner),
+        run: (step) => step({ runner, [Symbol.dispose]: () => undefined }),
+        async widen(rows) {
+          asked.push(rows);
+          runner = wide;
+        },
+      };
+      const run = async (batch: Batch, members: readonly Job<number>[]) => {
+        for (const { group } of batch.sequences) ran.push(members[group]!.item);
+      };
+      const items: number[] = [];
+      const streaming = async () => {
+        for await (const item of streamJobs(source(jobs), room, run)) items.push(item);
+      };
+      if (wide === short) await expect(streaming()).rejects.toThrow(failing("memory/out-of-memory", "30", "16", "64"));
+      else await streaming();
+      expect(asked).toEqual([30]);
+      expect([items, ran]).toEqual(
+        wide === short
+          ? [[0], [0]]
+          : [
+              [0, 1, 2],
+              [0, 1, 2],
+            ],
+      );
+    }
   });
 
   it("passes on what a batch throws", async () => {
-    const failing = streamJobs(source([{ item: 1, group: single(1) }]), fakeRoom(fakeRunner(16)), async () => {
+    const stream = streamJobs(source([{ item: 1, group: single(1) }]), fakeRoom(fakeRunner(16)), async () => {
       throw new Error("the GPU is gone");
     });
-    await expect(failing.next()).rejects.toThrow("the GPU is gone");
+    await expect(stream.next()).rejects.toThrow("the GPU is gone");
   });
 });
 

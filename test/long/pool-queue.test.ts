@@ -1,6 +1,7 @@
 /** What a pool makes of its queue, whatever befalls it: with workers that need no model. Needs redis-server. */
 import { renameSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { StratumError } from "../../errors.ts";
 import { openPool, type Pool } from "../../scorer/pool.ts";
 import { poolRuns, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
@@ -91,6 +92,26 @@ describe("a chunk that fails", () => {
     await expect(broken).rejects.toThrow("no such model here");
     expect(await poolStatus(pool, run.id)).toMatchObject({ done: 0, setAside: 0, active: 0 });
     expect(await pool.queue.getJobCounts("waiting")).toEqual({ waiting: 1 });
+  });
+
+  it("for want of memory goes back, too, until it has been to many workers", async () => {
+    const { pool, submit } = await placeOf("memory", linesOf(1));
+    await using _ = pool;
+    const { run } = await submit();
+    const short = fakeRanker(() => {
+      throw new StratumError("memory/out-of-memory", "no room", "free some");
+    });
+    const worker = () => expect(drain(pool, short)).rejects.toThrow(failing("memory/out-of-memory"));
+    for (let i = 0; i < 3; i++) await worker();
+    expect(await poolStatus(pool, run.id)).toMatchObject({ done: 0, setAside: 0 });
+    await drain(pool);
+    expect(await collectedIds(pool, run.id)).toEqual(idsOf(1));
+
+    await removeRun(pool, run.id);
+    await submit();
+    let workers = 0;
+    for (; (await poolStatus(pool, run.id)).setAside === 0; workers++) await worker();
+    expect([5, 6, 7]).toContain(workers);
   });
 
   it("because its worker stands still for too long is told to be, and is no chunk that is done", async () => {
