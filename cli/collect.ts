@@ -118,8 +118,8 @@ async function collect(
     // The queue has it still.
     if (!finished) for (const each of [output, log]) await each?.leave();
   }
-  // Stopped, it does not wait for a Redis that is away.
-  const workers = finished || pool.redis.status === "ready" ? (await poolStatus(pool, id)).workers : [];
+  // Of what was collected: a run that is stopped has other shares by now.
+  const workers = finished ? (await poolStatus(pool, id)).workers : [];
   const seconds = (performance.now() - begin) / 1000;
   if (flags.json) {
     const summary = { run: id, ...counts, seconds: Number(seconds.toFixed(3)), workers, output: flags.output ?? null };

@@ -188,7 +188,7 @@ const pause = () => new Promise((resolve) => setTimeout(resolve, POLL_MS));
 const AWAY_MS = 5000;
 
 /** Ends a worker after the chunks that it has begun. @throws {StratumError} `queue/unreachable` where they cannot be handed in */
-async function closed(worker: Worker, { redis, address }: Pool): Promise<void> {
+async function closed(worker: Worker, { answers, address }: Pool): Promise<void> {
   let open = true;
   const closing = worker.close().finally(() => {
     open = false;
@@ -196,9 +196,10 @@ async function closed(worker: Worker, { redis, address }: Pool): Promise<void> {
   let answered = performance.now();
   while (open) {
     await Promise.race([closing, pause()]);
-    if (redis.status === "ready") answered = performance.now();
+    if (answers()) answered = performance.now();
     if (performance.now() - answered < AWAY_MS) continue;
     closing.catch(() => undefined);
+    await Promise.race([worker.disconnect(), pause()]);
     throw new StratumError(
       "queue/unreachable",
       `the Redis at ${withoutPassword(address.url)} is away, and what this worker was doing cannot be handed in`,

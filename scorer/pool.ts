@@ -27,6 +27,8 @@ export interface Pool extends AsyncDisposable {
   readonly redis: Redis;
   readonly queue: Queue<ChunkData, ChunkResult>;
   key(...parts: readonly string[]): string;
+  /** False while the Redis is away: its connection is closed, or nothing is answered on it. */
+  answers(): boolean;
 }
 
 /** A connection that waits for a Redis that is away for a while, as BullMQ's workers need it. */
@@ -78,7 +80,7 @@ export async function openPool(address: PoolAddress, onAway?: OnAway): Promise<P
       cause,
     );
   }
-  if (onAway !== undefined) tellAway(redis, onAway);
+  const watch = watchRedis(redis, onAway);
   // Its events would keep every result a second time, and after its run has gone.
   const streams = { events: { maxLen: 0 } };
   const queue = new Queue<ChunkData, ChunkResult>(name, { connection: redis, prefix: PREFIX, streams });
@@ -88,28 +90,60 @@ export async function openPool(address: PoolAddress, onAway?: OnAway): Promise<P
     redis,
     queue,
     key: (...parts) => [`${PREFIX}-pool`, name, ...parts].join(":"),
+    answers: watch.answers,
     async [Symbol.asyncDispose]() {
+      watch.stop();
       // What is asked of a Redis that is away is answered when it is back.
-      if (redis.status === "ready") await queue.close().catch(() => undefined);
+      if (redis.status === "ready") await within(queue.close(), CLOSING_MS).catch(() => undefined);
       redis.disconnect();
     },
   };
 }
 
-function tellAway(redis: Redis, onAway: OnAway): void {
+/** A Redis is asked for a sign of life this often, and is away after so many without an answer. */
+const BEAT_MS = 1000;
+const MISSED_BEATS = 5;
+/** How long the end waits for an answer. */
+const CLOSING_MS = 2000;
+
+/** Notices that a Redis is away, by its connection or by its silence. */
+function watchRedis(redis: Redis, onAway: OnAway = () => undefined): { answers(): boolean; stop(): void } {
   let away = false;
   let reason = "the connection closed";
+  // Beats and not time: a process that stood still itself has missed one.
+  let missed = 0;
+  let asking = false;
+  const tell = (now: boolean, why: string | null) => {
+    if (away !== now) onAway(why);
+    away = now;
+  };
   redis.on("error", (error: Error) => {
     reason = error.message;
   });
-  redis.on("reconnecting", () => {
-    if (!away) onAway(reason);
-    away = true;
-  });
-  redis.on("ready", () => {
-    if (away) onAway(null);
-    away = false;
-  });
+  redis.on("reconnecting", () => tell(true, reason));
+  redis.on("ready", () => tell(false, null));
+  const beat = setInterval(() => {
+    if (redis.status !== "ready") return;
+    if (asking) {
+      if (++missed >= MISSED_BEATS) tell(true, `no answer for ${(MISSED_BEATS * BEAT_MS) / 1000} s`);
+      return;
+    }
+    asking = true;
+    redis
+      .ping()
+      .then(
+        () => {
+          missed = 0;
+          tell(false, null);
+        },
+        () => undefined,
+      )
+      .finally(() => {
+        asking = false;
+      });
+  }, BEAT_MS);
+  beat.unref();
+  return { answers: () => !away && redis.status === "ready", stop: () => clearInterval(beat) };
 }
 
 /** What was awaited, or undefined once the signal stops: a Redis that is away answers when it is back. */

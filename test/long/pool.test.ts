@@ -64,6 +64,36 @@ describe("a Redis that goes away", () => {
   });
 });
 
+describe("a Redis that stands still, with its connections open", () => {
+  it("is told by those that wait for it, and a signal ends them", LONG_TEST, async () => {
+    const own = await startRedis();
+    const queue = ["--queue", own.url];
+    const list = JSON.stringify({ id: "one", instruction: "q", candidates: ["a"] });
+    expect((await stratum(["submit", "-", "--layer", "1", ...queue], { stdin: list })).code).toBe(0);
+    const idle = startStratum(["worker", ...queue, "--name", "idle"], LONG);
+    const waiting = [startStratum(["collect", ...queue], LONG), idle];
+    await until(() => (idle.stderr().includes("waiting for chunks") ? true : undefined), "the worker");
+    process.kill(own.pid, "SIGSTOP");
+    try {
+      const words = ({ stderr }: CliProcess) =>
+        until(() => (stderr().includes("the Redis is away (no answer") ? true : undefined), "the word");
+      await Promise.all(waiting.map(words));
+      process.kill(own.pid, "SIGCONT");
+      const back = ({ stderr }: CliProcess) =>
+        until(() => (stderr().includes("the Redis is back") ? true : undefined), "the other word");
+      await Promise.all(waiting.map(back));
+      process.kill(own.pid, "SIGSTOP");
+      for (const { child } of waiting) child.kill("SIGTERM");
+      // The worker has nothing to hand in.
+      for (const { code, stderr } of await Promise.all(waiting.map(({ ended }) => ended)))
+        expect([code, errorCodes(stderr)]).toEqual([143, []]);
+    } finally {
+      process.kill(own.pid, "SIGCONT");
+      await own[Symbol.asyncDispose]();
+    }
+  });
+});
+
 describe("the commands", () => {
   const LISTS = 3000;
   const KILLS = 20;

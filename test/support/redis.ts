@@ -5,6 +5,7 @@ import { createServer } from "node:net";
 
 export interface RedisServer extends AsyncDisposable {
   readonly url: string;
+  readonly pid: number;
 }
 
 /** @throws {Error} that says what to install where there is no redis-server */
@@ -20,6 +21,7 @@ export async function startRedis(): Promise<RedisServer> {
   await ready(child);
   return {
     url: `redis://127.0.0.1:${port}`,
+    pid: child.pid ?? 0,
     async [Symbol.asyncDispose]() {
       child.kill();
       if (child.exitCode === null) await once(child, "exit");
