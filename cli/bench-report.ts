@@ -12,7 +12,7 @@ import { NUMBER_COLUMNS, type ReportDocument, ROW_HEADER, rowCells, shortNumber 
 import { addCommonOptions, type CommonOptions, packageVersion, positiveInteger } from "./common.ts";
 import { formatTable } from "./format.ts";
 import { number } from "./numbers.ts";
-import { type LineOutput, openOutput } from "./output.ts";
+import { checkOutput, writeOutput } from "./output.ts";
 import { addProfileOptions } from "./profile.ts";
 import { EXIT, note, stopping, writeStdout } from "./terminal.ts";
 
@@ -77,18 +77,15 @@ const MAX_BYTES = 2 ** 26;
 /** What a report needs beside its rows, made sure of before anything is timed. */
 export interface ReportTargets {
   readonly earlier: Earlier | null;
-  readonly page: LineOutput | null;
 }
 
 /**
- * Reads the earlier run and opens the page.
+ * Reads the earlier run and checks that the page can be written.
  * @throws {StratumError} `usage/compare`, `usage/output`, `file/...`
  */
 export async function openReport({ compare, html }: ReportFlags): Promise<ReportTargets> {
-  return {
-    earlier: compare === undefined ? null : await readEarlier(compare),
-    page: html === undefined ? null : await openOutput(html),
-  };
+  if (html !== undefined && html !== "-") await checkOutput(html);
+  return { earlier: compare === undefined ? null : await readEarlier(compare) };
 }
 
 async function readEarlier(path: string): Promise<Earlier> {
@@ -186,7 +183,7 @@ export async function finishReport(
   engine: Engine,
   report: Report,
   flags: ReportFlags,
-  { earlier, page }: ReportTargets,
+  { earlier }: ReportTargets,
 ): Promise<number> {
   const { command, model, ceilings, figures = {}, notes = [], failed = false } = report;
   const rows = ceilings === null ? report.rows : withCeilings(report.rows, ceilings);
@@ -200,11 +197,10 @@ export async function finishReport(
     ceilings: ceilings === null ? null : { gflops: ceilings.gflops, gbps: ceilings.gbps },
     rows,
   };
-  if (page !== null) {
+  if (flags.html !== undefined) {
     // Drawing is loaded where there is something to draw: every other start does without.
     const { benchPage } = await import("./bench-page.ts");
-    await page.write(benchPage(document));
-    await page.finish();
+    await writeOutput(flags.html, benchPage(document));
     note(`page    ${flags.html}`);
   }
   const comparison = earlier === null ? null : compareReport(earlier, document.adapter, rows);

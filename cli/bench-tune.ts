@@ -63,7 +63,7 @@ async function runBenchTune(flags: BenchTuneFlags): Promise<number> {
       const figures = { chosen, wrong, left, kernels, file: tuningFile() };
       const report = { command: "bench tune", model: files.name, ceilings: null, rows, notes, figures };
       // A dropped variant is no failure: it is not used.
-      return finishReport(engine, report, { ...flags, runs: 0 }, { earlier: null, page: null });
+      return finishReport(engine, report, { ...flags, runs: 0 }, { earlier: null });
     }),
   );
 }

@@ -6,7 +6,7 @@ import type { PoolStatus } from "../scorer/pool-collect.ts";
 import type { PoolRun } from "../scorer/pool-records.ts";
 import { addOutputOptions } from "./common.ts";
 import { counted, formatCount, formatFields, formatSeconds } from "./format.ts";
-import { openOutput } from "./output.ts";
+import { type LineOutput, withOutput } from "./output.ts";
 import { addPoolOptions, openFlagged, type PoolFlags } from "./pool-options.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal, warn, writeStdout } from "./terminal.ts";
 
@@ -79,45 +79,15 @@ async function runCollect(flags: CollectFlags): Promise<number> {
   return await collect(pool, await loadRun(pool, flags.run), flags, stop);
 }
 
-async function collect(
-  pool: Pool,
-  { id, lists: total }: PoolRun,
-  flags: CollectFlags,
-  stop: StopSignal,
-): Promise<number> {
-  const { collectChunks, poolStatus } = await import("../scorer/pool-collect.ts");
-  const output = await openOutput(flags.output, { keeps: false });
-  const log = flags.chunks === undefined ? null : await openOutput(flags.chunks, { keeps: false });
-  const progress = startProgress(total > 0 ? total : undefined, "lists");
+async function collect(pool: Pool, run: PoolRun, flags: CollectFlags, stop: StopSignal): Promise<number> {
+  const { id } = run;
+  const { poolStatus } = await import("../scorer/pool-collect.ts");
   const begin = performance.now();
-  const counts = { lists: 0, failed: 0, tokens: 0, chunks: 0, set_aside: 0 };
-  let finished = false;
-  try {
-    for await (const chunk of collectChunks(pool, id, { signal: stop.signal })) {
-      await output.write(chunk.text);
-      await log?.write(`${JSON.stringify(chunk.done ?? { index: counts.chunks, set_aside: chunk.setAside })}\n`);
-      if (chunk.setAside !== null) {
-        counts.set_aside++;
-        progress.aside(() =>
-          warn(`set aside: chunk ${counts.chunks}, ${counted(chunk.lists, "list")}: ${chunk.setAside}`),
-        );
-      }
-      counts.chunks++;
-      counts.lists += chunk.lists;
-      counts.failed += chunk.failed;
-      counts.tokens += chunk.tokens;
-      progress.add(chunk.lists, chunk.tokens);
-    }
-    if (!stop.signal.aborted) {
-      await output.finish();
-      await log?.finish();
-      finished = true;
-    }
-  } finally {
-    progress.stop();
-    // The queue has it still.
-    if (!finished) for (const each of [output, log]) await each?.leave();
-  }
+  const write = (output: LineOutput, log: LineOutput | null) => writeChunks(pool, run, output, log, stop);
+  // A part of an output is of no use: the queue has it still.
+  const { finished, counts } = await withOutput(flags.output, {}, (output) =>
+    flags.chunks === undefined ? write(output, null) : withOutput(flags.chunks, {}, (log) => write(output, log)),
+  );
   // Of what was collected: a run that is stopped has other shares by now.
   const workers = finished ? (await poolStatus(pool, id)).workers : [];
   const seconds = (performance.now() - begin) / 1000;
@@ -137,6 +107,45 @@ async function collect(
   return stop.exitCode() ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);
 }
 
+/** Writes the chunks as they are done. */
+async function writeChunks(
+  pool: Pool,
+  run: PoolRun,
+  output: LineOutput,
+  log: LineOutput | null,
+  { signal }: StopSignal,
+) {
+  const { collectChunks } = await import("../scorer/pool-collect.ts");
+  const progress = startProgress(run.lists > 0 ? run.lists : undefined, "lists");
+  const counts = { lists: 0, failed: 0, tokens: 0, chunks: 0, set_aside: 0 };
+  let finished = false;
+  try {
+    for await (const chunk of collectChunks(pool, run.id, { signal })) {
+      await output.write(chunk.text);
+      await log?.write(`${JSON.stringify(chunk.done ?? { index: counts.chunks, set_aside: chunk.setAside })}\n`);
+      if (chunk.setAside !== null) {
+        counts.set_aside++;
+        progress.aside(() =>
+          warn(`set aside: chunk ${counts.chunks}, ${counted(chunk.lists, "list")}: ${chunk.setAside}`),
+        );
+      }
+      counts.chunks++;
+      counts.lists += chunk.lists;
+      counts.failed += chunk.failed;
+      counts.tokens += chunk.tokens;
+      progress.add(chunk.lists, chunk.tokens);
+    }
+    if (!signal.aborted) {
+      await output.finish();
+      await log?.finish();
+      finished = true;
+    }
+  } finally {
+    progress.stop();
+  }
+  return { finished, counts };
+}
+
 /** Takes a run out of the queue. */
 async function discard(pool: Pool, id: string, { signal }: StopSignal): Promise<void> {
   const { removeRun } = await import("../scorer/pool-collect.ts");
@@ -147,7 +156,7 @@ async function discard(pool: Pool, id: string, { signal }: StopSignal): Promise<
 
 /** @param others runs of the pool */
 function statusText(
-  { run, chunks, done, setAside, lost, active, listsDone, workers }: PoolStatus,
+  { run, chunks, done, setAside, lost, active, listsDone, failed, workers }: PoolStatus,
   others: readonly string[],
 ): string {
   const all = run.chunks > 0 ? `${formatCount(chunks)}` : "(being submitted)";
@@ -157,7 +166,10 @@ function statusText(
       "chunks",
       `${formatCount(done)} of ${all} done, ${formatCount(active)} under way, ${formatCount(setAside)} set aside${lost > 0 ? `, ${formatCount(lost)} lost: submit the lists again` : ""}`,
     ],
-    ["lists", `${formatCount(listsDone)} of ${formatCount(run.lists)}`],
+    [
+      "lists",
+      `${formatCount(listsDone)} of ${formatCount(run.lists)}${failed > 0 ? `, ${formatCount(failed)} failed` : ""}`,
+    ],
   ];
   for (const { worker, adapter, kernels, chunks: own, lists, seconds } of workers) {
     fields.push([

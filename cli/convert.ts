@@ -24,7 +24,7 @@ import {
 import { openRows, ROW_FORMATS, type RowFormat, type RowSource } from "../scorer/rows.ts";
 import { addOutputOptions } from "./common.ts";
 import { counted, plainText } from "./format.ts";
-import { openOutput } from "./output.ts";
+import { type LineOutput, withOutput } from "./output.ts";
 import {
   EXIT,
   note,
@@ -141,22 +141,12 @@ async function runConvert(files: readonly string[], flags: ConvertFlags): Promis
   const [first] = files;
   const opened = { source: await openRows(first, flags), path: first };
   planImport(opened.source.names, fieldsOf(flags));
-  const output = await openOutput(flags.output, { inputs: files, keeps: false });
-  let finished = false;
-  try {
+  return withOutput(flags.output, { inputs: files }, async (output) => {
     const total = files.length === 1 ? opened.source.total : undefined;
     const progress = startProgress(total, "rows");
     try {
       const rows = rowsOf(files, opened.source, flags, failures, progress, stop);
-      let waiting = "";
-      for await (const list of importLists(rows, flags, counts)) {
-        if (stop.exitCode() !== undefined) break;
-        waiting += `${JSON.stringify(list)}\n`;
-        if (waiting.length < WRITTEN) continue;
-        await output.write(waiting);
-        waiting = "";
-      }
-      if (waiting !== "") await output.write(waiting);
+      await writeLists(importLists(rows, flags, counts), output, stop);
     } finally {
       progress.stop();
     }
@@ -164,12 +154,21 @@ async function runConvert(files: readonly string[], flags: ConvertFlags): Promis
     if (stopped !== undefined) return stopped;
     if (counts.lists === 0) throw nothingLeft(counts, failures, flags);
     await output.finish();
-    finished = true;
     tell(counts, failures, files, flags);
     return failures.count > 0 ? EXIT.someFailed : EXIT.ok;
-  } finally {
-    if (!finished) await output.leave();
+  });
+}
+
+async function writeLists(lists: AsyncIterable<unknown>, output: LineOutput, stop: StopSignal): Promise<void> {
+  let waiting = "";
+  for await (const list of lists) {
+    if (stop.exitCode() !== undefined) break;
+    waiting += `${JSON.stringify(list)}\n`;
+    if (waiting.length < WRITTEN) continue;
+    await output.write(waiting);
+    waiting = "";
   }
+  if (waiting !== "") await output.write(waiting);
 }
 
 const fieldsOf = (flags: ConvertFlags): ImportFields => ({

@@ -1,17 +1,15 @@
 /** `stratum merge`: what shards wrote, rankings or hidden states, in the order of the input. */
-import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
 import { countPlaced, type FoundShard, openShards, shardFiles } from "../scorer/merge.ts";
 import { mergedLines } from "../scorer/merge-rankings.ts";
-import { forget, journalPath } from "../scorer/resume.ts";
 import { outputFiles } from "../scorer/shard-manifest.ts";
 import { divisions, manifestPath } from "../scorer/shards.ts";
 import { indexPath } from "../scorer/states-writer.ts";
 import { addOutputOptions } from "./common.ts";
 import { counted, formatCount } from "./format.ts";
 import { checkStatesOutput, mergeStates } from "./merge-states.ts";
-import { checkOutput, openOutput, withOutputLock } from "./output.ts";
+import { checkOutput, type LineOutput, withOutput, withOutputLock } from "./output.ts";
 import { addRestartOption } from "./sharding.ts";
 import { EXIT, note, type StopSignal, startProgress, stopSignal } from "./terminal.ts";
 
@@ -91,39 +89,15 @@ async function runMerge(files: readonly string[], { output, restart = false, jso
     );
     return tell({ ...counts, resumed, ...about, written }, `${counted(counts.sequences, "sequence")} of `, json, stop);
   }
-  const counts =
-    target === undefined || target === "-" || special
-      ? await mergeRankings(shards, target, inputs, stop)
-      : await withOutputLock(target, async () => {
-          await checkFree(target, restart);
-          return mergeRankings(shards, target, inputs, stop);
-        });
+  const counts = await withOutput(target, { inputs, restart }, (out) => mergeRankings(shards, out, stop));
   return tell({ ...counts, ...about }, "", json, stop);
 }
 
-/** Rankings would take the place of what an unfinished run has done so far. @throws {StratumError} `usage/other-run` */
-async function checkFree(target: string, restart: boolean): Promise<void> {
-  if (restart) await forget(target, [`${target}.partial`]);
-  if (!existsSync(journalPath(target))) return;
-  throw new StratumError(
-    "usage/other-run",
-    `${journalPath(target)} is of a run that writes ${target} itself and is not finished`,
-    "go on with that run, give -o another name, or throw away what there is with --restart",
-  );
-}
-
 /** Writes all rankings. A half of them is of no use: the shards are still there. */
-async function mergeRankings(
-  shards: readonly FoundShard[],
-  target: string | undefined,
-  inputs: readonly string[],
-  stop: StopSignal,
-) {
-  const out = await openOutput(target, { inputs, keeps: false });
+async function mergeRankings(shards: readonly FoundShard[], out: LineOutput, stop: StopSignal) {
   const progress = startProgress(countPlaced(shards), "lists");
   const counts = { lists: 0, failed: 0 };
   let waiting = "";
-  let finished = false;
   try {
     for await (const { text, failed } of mergedLines(shards)) {
       if (stop.signal.aborted) break;
@@ -138,11 +112,9 @@ async function mergeRankings(
     if (!stop.signal.aborted) {
       await out.write(waiting);
       await out.finish();
-      finished = true;
     }
   } finally {
     progress.stop();
-    if (!finished) await out.leave();
   }
   return counts;
 }

@@ -5,7 +5,7 @@ import type { ProfileChoice } from "../engine/open-device.ts";
 import { type ProfileRates, type ProfileReport, profileReport, profileTrace } from "../engine/profile-report.ts";
 import { StratumError } from "../errors.ts";
 import { formatCount, formatTable, plainText } from "./format.ts";
-import { openOutput } from "./output.ts";
+import { checkOutput, writeOutput } from "./output.ts";
 import { note, warn } from "./terminal.ts";
 
 export interface ProfileFlags {
@@ -42,23 +42,25 @@ const VARIANT_WIDTH = 56;
 export type TellProfile = (device: Device) => Promise<void>;
 
 /**
- * Opens where a profile goes, ahead of the work: tables on stderr, with `--json` a line of JSON there, and with `--trace`
+ * Checks where a profile goes, ahead of the work: tables on stderr, with `--json` a line of JSON there, and with `--trace`
  * the file.
  * @throws {StratumError} `usage/output`, `file/write-failed`
  */
 export async function openProfile({ trace, json }: ProfileFlags & { readonly json?: boolean }): Promise<TellProfile> {
   if (trace === "-")
     throw new StratumError("usage/output", "--trace - would mix with the data on stdout", "give --trace a file");
-  const output = trace === undefined ? null : await openOutput(trace);
+  if (trace !== undefined) await checkOutput(trace);
   return async (device) => {
     const report = await profileReport(device);
     if (report === null) return;
     if (json) warn(JSON.stringify({ profile: report }));
     else for (const line of profileLines(report)) note(line);
-    if (output === null) return;
+    if (trace === undefined) return;
     // Readers of traces pass over what they do not know.
-    await output.write(`${JSON.stringify({ ...profileTrace(device), displayTimeUnit: "ms", profile: report })}\n`);
-    await output.finish();
+    await writeOutput(
+      trace,
+      `${JSON.stringify({ ...profileTrace(device), displayTimeUnit: "ms", profile: report })}\n`,
+    );
     note(`trace   ${trace}: open it at https://ui.perfetto.dev`);
   };
 }

@@ -10,7 +10,7 @@ import { openRankingsFile, type RankCounts, type RankState } from "../scorer/ran
 import type { InputPlan } from "../scorer/resume.ts";
 import { writeManifest } from "../scorer/shard-manifest.ts";
 import { counted } from "./format.ts";
-import { checkOutput, openOutput, withOutputLock } from "./output.ts";
+import { checkOutput, withOutput, withOutputLock } from "./output.ts";
 import { noteResumed } from "./run-facts.ts";
 import { doneShard, type ShardFlags, shardOutput } from "./sharding.ts";
 import { note, unfinished, warn } from "./terminal.ts";
@@ -81,7 +81,7 @@ export async function withRankOutput<T>(
 
 async function usePlain<T>(
   source: RankSource,
-  { output: path, append = false }: RankOutputFlags,
+  { output: path, append = false, restart = false }: RankOutputFlags,
   use: (output: RankOutput) => Promise<T>,
 ): Promise<T> {
   if (append) {
@@ -92,11 +92,9 @@ async function usePlain<T>(
     );
   }
   const { total } = await source.plan();
-  const output = await openOutput(path);
   let counts = NOTHING;
-  let finished = false;
-  try {
-    return await use({
+  return withOutput(path, { keeps: true, restart }, (output) =>
+    use({
       ...{ lines: source.lines(), total, machine: null, finished: false },
       get counts() {
         return counts;
@@ -109,12 +107,9 @@ async function usePlain<T>(
       async finish() {
         if (counts.lists === 0) throw emptyFileError(source.name);
         await output.finish();
-        finished = true;
       },
-    });
-  } finally {
-    if (!finished) await output.leave();
-  }
+    }),
+  );
 }
 
 async function useFile<T>(

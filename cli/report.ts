@@ -6,7 +6,7 @@ import { readReport } from "../scorer/report-file.ts";
 import type { ShownDocument } from "./document.ts";
 import { documentMarkdown } from "./document-markdown.ts";
 import { documentText } from "./document-text.ts";
-import { openOutput } from "./output.ts";
+import { writeOutput } from "./output.ts";
 import { reportDocument } from "./report-document.ts";
 import { EXIT, note, setQuiet } from "./terminal.ts";
 
@@ -67,9 +67,7 @@ export async function shown(document: ShownDocument, format: Format): Promise<st
 
 /** Writes a document to a file, or to stdout without one. */
 export async function writeShown(document: ShownDocument, format: Format, path: string | undefined): Promise<void> {
-  const target = await openOutput(path);
-  await target.write(await shown(document, format));
-  await target.finish();
+  await writeOutput(path, await shown(document, format));
   if (path !== undefined && path !== "-") note(`wrote   ${path}`);
 }
 

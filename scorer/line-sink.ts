@@ -11,7 +11,7 @@ import { messageOf, StratumError } from "../errors.ts";
 import { syncFolder } from "../weights/durable.ts";
 import { CLAIM_BYTES, type IdRegister } from "./id-register.ts";
 import type { Journal } from "./journal.ts";
-import { claimsPath, type RunState } from "./resume.ts";
+import { claimsPath, type RunState, takenError } from "./resume.ts";
 
 const datasync = promisify(fdatasync);
 
@@ -35,6 +35,8 @@ export interface LineSinkOptions<S extends LineState> {
   readonly digest?: (lines: Uint8Array, claims: Uint8Array) => string;
   /** Brings the run's other files to the disk. */
   readonly sync?: () => Promise<void>;
+  /** Throws where the file of lines is not as it was found; asked before its first byte is written. */
+  readonly unchanged?: () => Promise<void>;
   /** Whether the output is still this process's own. */
   readonly held: () => Promise<boolean>;
 }
@@ -95,17 +97,17 @@ export function createLineSink<S extends LineState>(options: LineSinkOptions<S>)
   }
 
   async function checkpoint(): Promise<void> {
-    if (!(await held())) {
-      throw new StratumError(
-        "usage/in-use",
-        `another process has begun to write ${output} while this one stood still`,
-        "let one of them finish",
-      );
-    }
+    if (!(await held())) throw takenError(output);
     if (files === null) {
+      const { out, position } = written;
+      await options.unchanged?.();
+      // The journal is about to say what is on the disk: what this process found may be in no more than the system's memory.
+      if (out > 0) await bringToDisk(partial);
+      if (position.items > 0) await bringToDisk(claimsPath(output));
+      await options.sync?.();
       // A journal before the first byte: whoever finds lines finds what they are.
       await journal.checkpoint(written);
-      const { out, position } = written;
+      await options.unchanged?.();
       files = {
         lines: openSync(partial, out > 0 ? "r+" : "w"),
         claims: openSync(claimsPath(output), position.items > 0 ? "r+" : "w"),
@@ -221,6 +223,15 @@ export function createLineSink<S extends LineState>(options: LineSinkOptions<S>)
       await close();
     },
   };
+}
+
+async function bringToDisk(path: string): Promise<void> {
+  const file = openSync(path, "r+");
+  try {
+    await datasync(file);
+  } finally {
+    closeSync(file);
+  }
 }
 
 function writeAll(file: number, bytes: Uint8Array, position: number): void {

@@ -74,6 +74,22 @@ export async function openRankingsFile(request: RankingsFileRequest): Promise<Ra
   const base = append ? (found ?? 0) : 0;
   if (resumed.state === null && base > 0) await checkWholeLines(output, base);
   const begin = resumed.state ?? { position: START, out: base, base, counts, finishing: false };
+  /** What another program appended meanwhile would be cut off or written over. @throws {StratumError} `usage/output-changed` */
+  async function unchanged(): Promise<void> {
+    const size = await sizeOf(output);
+    if ((size ?? 0) === (found ?? 0)) return;
+    const fresh = resumed.state === null;
+    // A journal that stayed would have the same command cut it off.
+    if (fresh) await forget(output, []);
+    throw new StratumError(
+      "usage/output-changed",
+      `${output} had ${found ?? 0} bytes when the run began and has ${size ?? 0}: another program writes to it`,
+      fresh
+        ? "give the same command once the other program is done, or -o another name"
+        : "move elsewhere what it appended, which going on would cut off; then the same command goes on",
+    );
+  }
+
   return {
     resumed,
     partial,
@@ -88,6 +104,7 @@ export async function openRankingsFile(request: RankingsFileRequest): Promise<Ra
     begin: (machine) =>
       createLineSink<RankState>({
         ...{ output, partial, begin, held: request.held, digest: hashChunk },
+        ...(append ? { unchanged } : {}),
         journal: createJournal(journalPath(output), resumed.head(machine)),
         register: resumed.read.register,
       }),

@@ -175,6 +175,15 @@ function checkMachine(before: Machine, now: Machine, output: string): void {
   }
 }
 
+/** Of a process that was thought dead: its lock was taken away. */
+export function takenError(output: string): StratumError {
+  return new StratumError(
+    "usage/in-use",
+    `another process has begun to write ${output} while this one stood still`,
+    "let one of them finish",
+  );
+}
+
 /** Takes away a run's files, whatever is in them. */
 export async function forget(output: string, files: readonly string[]): Promise<void> {
   for (const file of [journalPath(output), `${journalPath(output)}.next`, claimsPath(output), ...files])

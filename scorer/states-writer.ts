@@ -1,8 +1,9 @@
 /** Files of hidden states: one safetensors file, or numbered parts with an index, and a line a sequence beside it. */
 import { existsSync } from "node:fs";
-import { rename, rm, stat, writeFile } from "node:fs/promises";
+import { rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join, normalize } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
+import { writeSynced } from "../weights/durable.ts";
 import { isJsonObject, readJsonFile } from "../weights/json.ts";
 import { createSafetensorsWriter, type SafetensorsWriter } from "../weights/safetensors-writer.ts";
 import type { ExtractedSequence } from "./extract.ts";
@@ -223,7 +224,9 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
       else await writer?.abort();
       const written = statesPaths(path, parts.length);
       await guarded(async () => {
-        await writeFile(`${index}.partial`, indexText(path, parts));
+        // A run that was stopped here may have left one.
+        await rm(`${index}.partial`, { force: true });
+        await writeSynced(`${index}.partial`, indexText(path, parts));
         await rm(index, { force: true });
         for (const file of written.slice(0, -1)) await renameIfThere(`${file}.partial`, file);
         await rename(`${index}.partial`, index);

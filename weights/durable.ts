@@ -1,7 +1,7 @@
 /** Files that are whole or absent: written under a name of the process's own, synced, then renamed. */
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream, existsSync } from "node:fs";
-import { mkdir, open, readdir, rm, stat } from "node:fs/promises";
+import { mkdir, open, readdir, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import { isGone } from "./process.ts";
@@ -33,11 +33,11 @@ export async function removeStale(folder: string): Promise<void> {
   }
 }
 
-/** Writes a text under a temporary name, synced; renaming is the caller's. */
-export async function writeSynced(path: string, text: string): Promise<void> {
+/** Writes a text, whole or piece by piece, under a temporary name, synced; renaming is the caller's. */
+export async function writeSynced(path: string, text: string | Iterable<string>): Promise<void> {
   const file = await open(path, "wx");
   try {
-    await file.writeFile(text);
+    await writeFile(file, text);
     await file.sync();
   } finally {
     await file.close();

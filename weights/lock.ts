@@ -7,6 +7,7 @@
  * slept for longer may find another in its place: who must know asks `held`.
  */
 import { randomBytes } from "node:crypto";
+import { readFileSync, rmSync } from "node:fs";
 import { type FileHandle, link, mkdir, open, readFile, rename, rm } from "node:fs/promises";
 import { hostname } from "node:os";
 import { dirname } from "node:path";
@@ -64,6 +65,8 @@ export async function withLock<T>(
   const token = `${process.pid} ${hostname()} ${randomBytes(6).toString("hex")} ${placeOfProcess() ?? "-"} ${start}`;
   await guard(path, () => mkdir(dirname(path), { recursive: true }));
   const file = await take(path, token, guard, options);
+  own.set(token, path);
+  if (own.size === 1) process.on("exit", leaveOwn);
   // Its own handle: a lock that was taken away is not touched for whoever has it now.
   const beat = setInterval(() => void file.utimes(new Date(), new Date()).catch(() => undefined), beatMs);
   beat.unref();
@@ -71,9 +74,25 @@ export async function withLock<T>(
     return await use(async () => (await look(path))?.text === token);
   } finally {
     clearInterval(beat);
-    const own = await look(path).catch(() => null);
-    if (own?.text === token) await rm(path, { force: true }).catch(() => undefined);
+    const found = await look(path).catch(() => null);
+    if (found?.text === token) await rm(path, { force: true }).catch(() => undefined);
     await file.close().catch(() => undefined);
+    own.delete(token);
+    if (own.size === 0) process.off("exit", leaveOwn);
+  }
+}
+
+/** This process's locks: what each says, and where it lies. */
+const own = new Map<string, string>();
+
+/** A process that ends at once, as by a second signal, has no turn left: for another host its lock would be a minute's wait. */
+function leaveOwn(): void {
+  for (const [token, path] of own) {
+    try {
+      if (readFileSync(path, "utf8") === token) rmSync(path);
+    } catch {
+      // It is gone already.
+    }
   }
 }
 

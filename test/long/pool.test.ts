@@ -1,11 +1,13 @@
 /** A pool over a Redis of its own, with workers that are killed. Needs redis-server, and minutes. */
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
+import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
 import { openPool } from "../../scorer/pool.ts";
 import { poolStatus } from "../../scorer/pool-collect.ts";
+import { submitLists } from "../../scorer/pool-submit.ts";
 import type { RankingRecord } from "../../scorer/rankings.ts";
+import { withLock } from "../../weights/lock.ts";
 import {
   type CliProcess,
   errorCodes,
@@ -17,6 +19,7 @@ import {
   temporaryFolder,
   until,
 } from "../support/cli.ts";
+import { drain, RUN } from "../support/pool.ts";
 import { type RedisServer, startRedis } from "../support/redis.ts";
 import { writeTinyLists } from "../support/tiny-lists.ts";
 
@@ -161,6 +164,30 @@ describe("the commands", () => {
     const [got, expected] = [scores(found), scores(wanted)];
     expect(got).toHaveLength(expected.length);
     for (const [i, score] of got.entries()) expect(Math.abs(score - (expected[i] ?? 0))).toBeLessThan(2e-5);
+  });
+
+  it("collect leaves an output to the run that writes it, though it was stopped, and its log likewise", async () => {
+    const path = await folder.write("owned.jsonl", '{"id": 1, "instruction": "q", "candidates": ["a"]}\n');
+    await using pool = await openPool({ url: redis.url, name: "owned" });
+    await submitLists(pool, { path, run: RUN, scorer: null });
+    await drain(pool);
+    const [out, log] = [join(folder.path, "owned-out.jsonl"), join(folder.path, "owned-log.jsonl")];
+    const collect = () =>
+      stratum(["collect", "--queue", redis.url, "--name", "owned", "-o", out, "--chunks", log, "--remove"]);
+    for (const file of [out, log]) {
+      const busy = await withLock(`${file}.journal.lock`, collect);
+      expect([busy.code, errorCodes(busy.stderr)]).toEqual([2, ["usage/in-use"]]);
+      for (const end of ["journal", "partial"]) writeFileSync(`${file}.${end}`, "days of work");
+      const stopped = await collect();
+      expect([stopped.code, errorCodes(stopped.stderr)]).toEqual([2, ["usage/other-run"]]);
+      expect(readFileSync(`${file}.partial`, "utf8")).toBe("days of work");
+      rmSync(`${file}.journal`);
+    }
+    expect((await collect()).code).toBe(0);
+    expect(jsonLines(readFileSync(out, "utf8")).map(({ id }) => id)).toEqual([1]);
+    expect(readdirSync(folder.path).filter((name) => name.startsWith("owned-"))).toEqual(
+      [log, out].map((file) => basename(file)),
+    );
   });
 
   it("no pool and no Redis are told", async () => {

@@ -25,6 +25,7 @@ import { readLists } from "../../scorer/lists.ts";
 import { openRankingsFile, type RankingsFileRequest } from "../../scorer/rankings-file.ts";
 import { sealed } from "../../weights/seal.ts";
 import { type Folder, temporaryFolder, until } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 
 const MACHINE: Machine = { adapter: "a", kernels: "k", tiles: [] };
 const LISTS = 400;
@@ -385,6 +386,25 @@ describe("--append", () => {
     expect(await work(path, { append: true })).toMatchObject({ began: 100 });
     expect(outputOf(path)).toBe(`before\n${undisturbed}`);
     expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
+  });
+
+  it("cuts nothing off that another program appended while it started, and writes over nothing", async () => {
+    const path = place();
+    writeFileSync(join(path, "out"), "before\n");
+    // Asked before the first write, and long after the file was looked at: a model is opened meanwhile.
+    const held = async () => {
+      appendFileSync(join(path, "out"), "another's\n");
+      return true;
+    };
+    await expect(work(path, { append: true, held })).rejects.toThrow(failing("usage/output-changed"));
+    expect([outputOf(path), filesOf(path)]).toEqual(["before\nanother's\n", ["lists.jsonl", "out"]]);
+    await work(path, { append: true, each: stopAt(100) });
+    const half = outputOf(path);
+    await expect(work(path, { append: true, held })).rejects.toThrow(failing("usage/output-changed"));
+    expect(outputOf(path)).toBe(`${half}another's\n`);
+    writeFileSync(join(path, "out"), half);
+    await work(path, { append: true });
+    expect(outputOf(path)).toBe(`before\nanother's\n${undisturbed}`);
   });
 
   it("begun anew with --restart leaves what was there before", async () => {
