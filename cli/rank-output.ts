@@ -147,6 +147,7 @@ async function useFile<T>(
   let counts = before;
   let sink: LineSink<RankState> | null = null;
   let finished = false;
+  let refused = false;
   try {
     return await use({
       lines: readLists(input, resumed.read),
@@ -175,11 +176,15 @@ async function useFile<T>(
         finished = true;
       },
     });
+  } catch (cause) {
+    refused = cause instanceof StratumError && cause.code === "usage/other-input";
+    throw cause;
   } finally {
     const open = sink as LineSink<RankState> | null;
     if (!finished && open !== null) {
       await open.leave();
-      if (open.written.counts.lists > 0) warn(`unfinished: what was done lies in ${partial}; the same command goes on`);
+      const how = refused ? "" : "; the same command goes on";
+      if (open.written.counts.lists > 0) warn(`unfinished: what was done lies in ${partial}${how}`);
     }
     unfinished.delete(partial);
   }

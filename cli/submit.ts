@@ -102,7 +102,7 @@ async function submitFile(path: string, name: string, flags: SubmitFlags, stop: 
           onChunk: (lists) => progress.add(lists, 0),
           run: {
             facts: await rankFacts(files, options, flags),
-            ...{ model, layer, weights: flags.weights ?? "stored", input: name },
+            ...{ model: flags.model ?? null, layer, weights: flags.weights ?? "stored", input: name },
             fingerprint: await fingerprint(files, layer),
             options: {
               ...{ system: system ?? null, date: date ?? null, pooling, truncate: truncate ?? false },

@@ -21,6 +21,7 @@ import { loadScorer } from "../scorer/scorer-file.ts";
 import {
   addCommonOptions,
   type CommonOptions,
+  demoModel,
   loadPlanned,
   MODEL_HELP,
   packageVersion,
@@ -110,15 +111,16 @@ async function openRun(opened: Engine, pool: Pool, run: PoolRun, flags: WorkerFl
       "use the same version on every machine, or submit the lists again with this one",
     );
   }
+  const name = flags.model ?? run.model ?? demoModel();
   const { onProgress, onNote, stop } = showDownload();
-  const files = await openModelFiles(flags.model ?? run.model, {
+  const files = await openModelFiles(name, {
     ...{ onProgress, onNote, weights: run.weights as WeightForm },
   }).finally(stop);
   try {
     if ((await fingerprint(files, layer)) !== run.fingerprint) {
       throw new StratumError(
         "usage/other-model",
-        `${flags.model ?? run.model} is not the model that run ${run.id} was submitted with`,
+        `${name} is not the model that run ${run.id} was submitted with`,
         "give --model the same model on this machine",
       );
     }

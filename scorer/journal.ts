@@ -72,6 +72,8 @@ export interface JournalOptions<S> {
   readonly state: z.ZodType<S>;
   /** Hash of what the run's files hold of the work between two states; null where it is not all there. */
   readonly digest: (from: S, to: S) => Promise<string | null>;
+  /** The run that is to go on. */
+  readonly expected?: { readonly run: RunFacts; readonly output: string } | undefined;
 }
 
 /** What an earlier run left. */
@@ -95,13 +97,20 @@ export interface Journal<S> {
 
 /**
  * Reads a journal: the last state whose bytes are there, or null where there is no journal.
- * @throws {StratumError} `usage/bad-journal`
+ * @throws {StratumError} `usage/bad-journal`, `usage/other-run`
  */
-export async function readJournal<S>({ path, state, digest }: JournalOptions<S>): Promise<FoundJournal<S> | null> {
+export async function readJournal<S>({
+  path,
+  state,
+  digest,
+  expected,
+}: JournalOptions<S>): Promise<FoundJournal<S> | null> {
   const text = await readText(path);
   if (text === null) return null;
   const [first = "", ...rest] = text.split("\n");
   const head = headSchema.safeParse(parse(first));
+  // Another command's journal is none that is damaged.
+  if (head.success && expected !== undefined) checkSameFacts(head.data.run, expected.run, expected.output);
   const begun = state.safeParse(head.data?.state);
   if (!head.success || !begun.success) {
     throw new StratumError(

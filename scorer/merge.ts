@@ -87,7 +87,7 @@ function missingShards(missing: readonly number[], count: number, why = ""): Str
   const some = missing.slice(0, 20).join(", ");
   return new StratumError(
     "usage/shard-missing",
-    `${missing.length} of ${count} shards are missing${why}: ${some}${missing.length > 20 ? ", ..." : ""}`,
+    `${missing.length} of ${count} shards ${missing.length === 1 ? "is" : "are"} missing${why}: ${some}${missing.length > 20 ? ", ..." : ""}`,
     "make them, with the words of the others and --shard i/n, and merge again",
   );
 }

@@ -22,8 +22,8 @@ const runSchema = z.object({
   id: z.string(),
   /** What must be the same on every machine. */
   facts: factsSchema,
-  /** As it was submitted: a name of the hub, or a folder that a worker may have elsewhere. */
-  model: z.string(),
+  /** As it was submitted: a name of the hub, or a folder that a worker may have elsewhere; null for the embedded model. */
+  model: z.string().nullable(),
   fingerprint: z.string(),
   weights: z.string(),
   layer: count,

@@ -38,7 +38,7 @@ export interface InputPlan {
   readonly whole: WholeInput | null;
 }
 
-export interface ResumeRequest<S extends RunState> extends Omit<JournalOptions<S>, "path"> {
+export interface ResumeRequest<S extends RunState> extends Omit<JournalOptions<S>, "path" | "expected"> {
   /** The output's final name. */
   readonly output: string;
   readonly run: RunFacts;
@@ -101,9 +101,8 @@ export async function resume<S extends RunState>(request: ResumeRequest<S>): Pro
   const { output, run, input } = request;
   const path = journalPath(output);
   const now = await inputFacts(input);
-  const found = await readJournal({ ...request, path });
+  const found = await readJournal({ ...request, path, expected: { run, output } });
   if (found !== null) {
-    checkSameFacts(found.head.run, run, output);
     // Else the rest of the input would be taken for done, and a length that no file has would be asked for.
     const { line, bytes, items } = found.state.position;
     if (items > line || line > bytes) {

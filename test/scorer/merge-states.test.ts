@@ -316,7 +316,7 @@ describe("what is given to a merge", () => {
     const [a, b] = (await extractShards(newPlace(), 2)) as [string, string];
     const [, other] = (await extractShards(newPlace(), 2, { layer: 2 })) as [string, string];
     const [, input] = (await extractShards(newPlace(), 2, {}, `${TEXT}\n{"ids": [1]}`)) as [string, string];
-    await expect(openShards([a])).rejects.toThrow(/1 of 2 shards are missing: 2/);
+    await expect(openShards([a])).rejects.toThrow(/1 of 2 shards is missing: 2/);
     await expect(openShards([a, b, b])).rejects.toThrow(failing("usage/shard-twice"));
     await expect(openShards([a, other])).rejects.toThrow(/are of two runs: layer was 1, is 2/);
     await expect(openShards([a, input])).rejects.toThrow(/are of two runs: input's bytes was/);
@@ -328,8 +328,6 @@ describe("what is given to a merge", () => {
     const paths = await extractShards(place, 2, { partBytes: 700 });
     expect(paths.map((path) => existsSync(path))).toEqual([false, false]);
     writeFileSync(`${paths[1]}.journal`, "");
-    expect(() => shardFiles(join(place, OUT), [2])).toThrow(
-      /1 of 2 shards are missing \(1 begun and not finished\): 2/,
-    );
+    expect(() => shardFiles(join(place, OUT), [2])).toThrow(/1 of 2 shards is missing \(1 begun and not finished\): 2/);
   });
 });

@@ -197,6 +197,15 @@ describe("a journal that is not as it was written", () => {
     expect(outputOf(path)).toBe(undisturbed);
   });
 
+  it("and is another command's, is refused as such", async () => {
+    const path = place();
+    await work(path, { each: stopAt(100) });
+    forge(path, { parts: [], out: "elsewhere" });
+    const other = work(path, { run: { layer: 1, command: "extract" } });
+    await expect(other).rejects.toThrow(failing("usage/other-run", 'command was absent, is "extract"'));
+    await refused(path, "usage/bad-journal");
+  });
+
   it("is refused where it says what cannot be", async () => {
     for (const [changes, code] of [
       // Past the input: the rest of it would be taken for done.

@@ -214,7 +214,7 @@ describe("merging", () => {
   it("wants every shard once", async () => {
     const output = await rankShards("once", 3);
     const [a, b, c] = shardFiles(output, [3]) as [string, string, string];
-    await expect(merge([a, c])).rejects.toThrow(/1 of 3 shards are missing: 2/);
+    await expect(merge([a, c])).rejects.toThrow(/1 of 3 shards is missing: 2/);
     const copy = join(folder.path, "copy.jsonl");
     await copyFile(b, copy);
     await copyFile(manifestPath(b), manifestPath(copy));
