@@ -4,6 +4,7 @@ import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
+import { createLoads } from "../../scorer/least-loaded.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
 import { openShards, shardFiles } from "../../scorer/merge.ts";
 import { mergedLines } from "../../scorer/merge-rankings.ts";
@@ -59,6 +60,27 @@ describe("a file's shards", () => {
       expect(Math.max(...loads) - Math.min(...loads)).toBeLessThanOrEqual(longest + text.length / (64 * count) + 1);
       expect(await planShard(path, { index: 1, count })).toEqual(plans[0]);
     }
+  });
+
+  it.each([1, 2, 3, 64, 1000])("go each to the first of those of %d that have the least", (count) => {
+    const loads = createLoads(count);
+    const simple = new Array<number>(count).fill(0);
+    for (let run = 0; run < 20 * count + 100; run++) {
+      // Few values, so that many are even.
+      const amount = Math.floor(random() * 4) + (run % 97 === 0 ? 50 : 0);
+      const least = simple.indexOf(simple.reduce((a, b) => Math.min(a, b)));
+      simple[least]! += amount;
+      expect(loads.give(amount)).toBe(least);
+    }
+  });
+
+  it("are found soon, however many there are", async () => {
+    const path = await folder.write("many.txt", "{}\n".repeat(2e6));
+    const begin = performance.now();
+    const { total } = await planShard(path, { index: 1, count: 20_000 });
+    // Going through all shards for every run takes half a minute.
+    expect(performance.now() - begin).toBeLessThan(5000);
+    expect(total).toBe(100);
   });
 
   it("are called like a checkpoint's", () => {
