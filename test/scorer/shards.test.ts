@@ -1,15 +1,16 @@
 /** Shards: who gets which lines, and how they come together again; without a model, a record a list. */
-import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, chmodSync, readFileSync, renameSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
 import { createLoads } from "../../scorer/least-loaded.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
 import { openShards, shardFiles } from "../../scorer/merge.ts";
 import { mergedLines } from "../../scorer/merge-rankings.ts";
 import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
-import { writeManifest } from "../../scorer/shard-manifest.ts";
+import { inputFacts } from "../../scorer/resume.ts";
+import { finishedShard, writeManifest } from "../../scorer/shard-manifest.ts";
 import {
   checkDivision,
   checkShard,
@@ -185,10 +186,11 @@ const record = (line: ListLine): string =>
     ? toJsonLine(errorRecord(line.id, line.error))
     : `${JSON.stringify({ id: line.id, results: [] })}\n`;
 
+const RUN = { layer: 1 };
 const MACHINE = { adapter: "a", kernels: "k" };
 
 /** Ranks shards of the text. @returns the name of the whole */
-async function rankShards(name: string, count: number, text = TEXT, run = { layer: 1 }): Promise<string> {
+async function rankShards(name: string, count: number, text = TEXT, run = RUN): Promise<string> {
   const input = await folder.write(`${name}.lists.jsonl`, text);
   const output = join(folder.path, `${name}.jsonl`);
   for (let index = 1; index <= count; index++) {
@@ -202,12 +204,54 @@ async function rankShards(name: string, count: number, text = TEXT, run = { laye
     }
     writeFileSync(path, records.join(""));
     await writeManifest(input, path, [path], {
-      ...{ shard: { index, count }, run, ranges, whole, input: null, machine: MACHINE, states: null },
+      ...{ shard: { index, count }, run, ranges, whole, machine: MACHINE, states: null },
+      input: await inputFacts(input),
       counts: { lists: records.length, failed },
     });
   }
   return output;
 }
+
+describe("a shard that is whole", () => {
+  let input: string;
+  let path: string;
+  const finished = async (of = input) => (await finishedShard(path, RUN, of)) !== null;
+  beforeEach(async () => {
+    const output = await rankShards("whole", 2);
+    input = join(folder.path, "whole.lists.jsonl");
+    path = shardPath(output, { index: 2, count: 2 });
+  });
+
+  it.each([
+    ["has another mode", () => chmodSync(input, 0o600)],
+    ["was touched", () => utimesSync(input, 1, 1)],
+    ["was written again as it was", () => writeFileSync(input, TEXT)],
+    ["is a copy under the old name", async () => renameSync(await folder.write("copied.jsonl", TEXT), input)],
+  ])("is not done again where the input %s", async (_, change) => {
+    expect(await finished()).toBe(true);
+    const before = await inputFacts(input);
+    await change();
+    expect(await inputFacts(input)).not.toEqual(before);
+    expect(await finished()).toBe(true);
+  });
+
+  it("is not done again where the input lies elsewhere", async () => {
+    expect(await finished(await folder.write("elsewhere.jsonl", TEXT))).toBe(true);
+  });
+
+  it.each([
+    ["is longer", `${TEXT}\n`],
+    ["has other bytes", TEXT.replace("é", "è")],
+  ])("is done again where the input %s", async (_, text) => {
+    writeFileSync(input, text);
+    expect(await finished()).toBe(false);
+  });
+
+  it("is done again where its own output is cut", async () => {
+    writeFileSync(path, readFileSync(path).subarray(1));
+    expect(await finished()).toBe(false);
+  });
+});
 
 async function merge(paths: readonly string[]): Promise<{ text: string; failed: number }> {
   let text = "";
