@@ -8,7 +8,7 @@ import { createLoads } from "../../scorer/least-loaded.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
 import { openShards, shardFiles } from "../../scorer/merge.ts";
 import { mergedLines } from "../../scorer/merge-rankings.ts";
-import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
+import { type ErrorRecord, errorRecord, toJsonLine } from "../../scorer/rankings.ts";
 import { inputFacts } from "../../scorer/resume.ts";
 import { finishedShard, writeManifest } from "../../scorer/shard-manifest.ts";
 import {
@@ -21,6 +21,7 @@ import {
   shardPath,
 } from "../../scorer/shards.ts";
 import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 
 let folder: Folder;
 beforeAll(async () => {
@@ -275,6 +276,37 @@ describe("merging", () => {
     }
     expect(expected).toContain("was used on line");
     expect(await merge(shardFiles(output, [count]).reverse())).toEqual({ text: expected, failed });
+  });
+
+  it("takes ids as long as a line can have them", async () => {
+    const long = `${"\\".repeat(1001)}"${"x".repeat(17e6)}`;
+    const lists = [{ id: long }, { id: 1.5 }, { id: long }].map((list) => ({
+      ...list,
+      instruction: "a",
+      candidates: ["a"],
+    }));
+    const output = await rankShards("long", 2, lists.map((list) => JSON.stringify(list)).join("\n"));
+    const { text } = await merge(shardFiles(output, [2]));
+    const records = text.split("\n", 3).map((line) => JSON.parse(line) as ErrorRecord);
+    // What differs would be shown whole.
+    expect(records.map(({ id, error }) => [id === long, error?.code])).toEqual([
+      [true, undefined],
+      [false, undefined],
+      [true, "list/duplicate-id"],
+    ]);
+  });
+
+  it.each([
+    ["no id", '{"results":[]}'],
+    ["an id that does not end", '{"id":"a'],
+    ["an id with an escape that there is not", '{"id":"\\x","results":[]}'],
+    ["an id that is no number", '{"id":1x,"results":[]}'],
+    ["an id that is neither", '{"id":null,"results":[]}'],
+  ])("refuses a record with %s", async (name, line) => {
+    const [path] = shardFiles(await rankShards(name, 1), [1]) as [string];
+    const { length } = readFileSync(path);
+    writeFileSync(path, `${line}\n`.padEnd(length, " "));
+    await expect(merge([path])).rejects.toThrow(failing("usage/bad-shard", "the record of line 1 has no id"));
   });
 
   it("wants every shard once", async () => {
