@@ -5,7 +5,7 @@ import { createIdRegister } from "./id-register.ts";
 import type { Id } from "./lists.ts";
 import { claimPlaced, type FoundShard, type PlacedRecord, placedLines } from "./merge.ts";
 import { errorRecord, toJsonLine } from "./rankings.ts";
-import { readLines } from "./shard-reading.ts";
+import { openShardFiles } from "./shard-reading.ts";
 
 export interface MergedLine {
   /** With its newline. */
@@ -20,10 +20,11 @@ export interface MergedLine {
  */
 export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerator<MergedLine> {
   const register = createIdRegister();
-  const readings = shards.map(({ path, manifest }) => readLines(path, manifest.files[0]));
+  const files = openShardFiles(shards.length);
+  const readings = shards.map(({ path, manifest }) => files.read(path, manifest.files[0]));
   try {
     for (const { shard, line } of placedLines(shards)) {
-      const text = await readings[shard].next();
+      const text = await readings[shard].line();
       const { id, error } = headOf(text, line);
       const twice = claimPlaced(register, { line, id, error });
       yield twice === null
@@ -32,7 +33,7 @@ export async function* mergedLines(shards: readonly FoundShard[]): AsyncGenerato
     }
     for (const reading of readings) await reading.end();
   } finally {
-    for (const reading of readings) await reading.close();
+    await files.close();
   }
 }
 

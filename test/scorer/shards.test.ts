@@ -20,7 +20,7 @@ import {
   shardOfEnvironment,
   shardPath,
 } from "../../scorer/shards.ts";
-import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { errorCodes, FEW_FILES, type Folder, stratum, temporaryFolder } from "../support/cli.ts";
 import { failing } from "../support/failing.ts";
 
 let folder: Folder;
@@ -194,7 +194,7 @@ const MACHINE = { adapter: "a", kernels: "k" };
 async function rankShards(name: string, count: number, text = TEXT, run = RUN): Promise<string> {
   const input = await folder.write(`${name}.lists.jsonl`, text);
   const output = join(folder.path, `${name}.jsonl`);
-  for (let index = 1; index <= count; index++) {
+  const rankShard = async (index: number) => {
     const { ranges, whole } = await planShard(input, { index, count });
     const path = shardPath(output, { index, count });
     const records: string[] = [];
@@ -209,7 +209,8 @@ async function rankShards(name: string, count: number, text = TEXT, run = RUN): 
       input: await inputFacts(input),
       counts: { lists: records.length, failed },
     });
-  }
+  };
+  await Promise.all(Array.from({ length: count }, (_, i) => rankShard(i + 1)));
   return output;
 }
 
@@ -276,6 +277,17 @@ describe("merging", () => {
     }
     expect(expected).toContain("was used on line");
     expect(await merge(shardFiles(output, [count]).reverse())).toEqual({ text: expected, failed });
+  });
+
+  it.skipIf(process.platform === "win32")("takes more shards than files can be open", async () => {
+    const text = Array.from({ length: 3000 }, (_, i) => `{"id": "${"i".repeat(i % 50)}${i}", "instruction": ""}`).join(
+      "\n",
+    );
+    const output = await rankShards("open", 250, text);
+    const run = await stratum(["merge", output], { below: FEW_FILES });
+    expect([run.code, errorCodes(run.stderr)]).toEqual([1, []]);
+    const [whole] = shardFiles(await rankShards("open-whole", 1, text), [1]) as [string];
+    expect(readFileSync(output, "utf8")).toBe(readFileSync(whole, "utf8"));
   });
 
   it("takes ids as long as a line can have them", async () => {
