@@ -6,7 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
 import { createLoads } from "../../scorer/least-loaded.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
-import { openShards, shardFiles } from "../../scorer/merge.ts";
+import { type FoundShard, machinesOf, openShards, shardFiles } from "../../scorer/merge.ts";
 import { mergedLines } from "../../scorer/merge-rankings.ts";
 import { type ErrorRecord, errorRecord, toJsonLine } from "../../scorer/rankings.ts";
 import { inputFacts } from "../../scorer/resume.ts";
@@ -14,6 +14,7 @@ import { finishedShard, writeManifest } from "../../scorer/shard-manifest.ts";
 import {
   checkDivision,
   checkShard,
+  MOST_SHARDS,
   manifestPath,
   planShard,
   type Shard,
@@ -319,6 +320,26 @@ describe("merging", () => {
     const { length } = readFileSync(path);
     writeFileSync(path, `${line}\n`.padEnd(length, " "));
     await expect(merge([path])).rejects.toThrow(failing("usage/bad-shard", "the record of line 1 has no id"));
+  });
+
+  it("says which machines did which of the most shards that there can be", async () => {
+    const [path] = shardFiles(await rankShards("machines", 1), [1]) as [string];
+    const [{ manifest }] = (await openShards([path])) as [FoundShard];
+    const shards = Array.from({ length: MOST_SHARDS }, (_, i) => ({
+      manifest: {
+        ...manifest,
+        shard: { index: i + 1, count: MOST_SHARDS },
+        machine: { adapter: i % 3 === 1 ? "b" : "a", kernels: "k" },
+      },
+    }));
+    const begin = performance.now();
+    const machines = machinesOf(shards);
+    // Half a minute where each shard copies those before it.
+    expect(performance.now() - begin).toBeLessThan(2000);
+    expect(machines.map(({ machine, shards }) => [machine, shards.length, ...shards.slice(0, 3)])).toEqual([
+      ["a, kernels k", 66_667, 1, 3, 4],
+      ["b, kernels k", 33_333, 2, 5, 8],
+    ]);
   });
 
   it("wants every shard once", async () => {
