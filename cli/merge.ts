@@ -1,7 +1,14 @@
 /** `stratum merge`: what shards wrote, rankings or hidden states, in the order of the input. */
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
-import { countPlaced, type FoundShard, openShards, shardFiles } from "../scorer/merge.ts";
+import {
+  countPlaced,
+  type FoundShard,
+  type MachineShards,
+  machinesOf,
+  openShards,
+  shardFiles,
+} from "../scorer/merge.ts";
 import { mergedLines } from "../scorer/merge-rankings.ts";
 import { outputFiles } from "../scorer/shard-manifest.ts";
 import { divisions, manifestPath } from "../scorer/shards.ts";
@@ -48,19 +55,11 @@ export function mergeCommand(program: Command): void {
   );
 }
 
-/** Which machines did which shards; said where they are not all of one kind. */
-function machinesOf(shards: readonly FoundShard[]): { machine: string; shards: number[] }[] {
-  const machines = new Map<string, number[]>();
-  for (const { manifest } of shards) {
-    const { adapter, kernels } = manifest.machine;
-    const name = `${adapter}, kernels ${kernels}`;
-    machines.set(name, [...(machines.get(name) ?? []), manifest.shard.index]);
-  }
-  if (machines.size > 1) {
-    note("note    the shards were made on different machines, which agree within rounding, not in every bit:");
-    for (const [name, indices] of machines) note(`        ${name}: shard ${indices.join(", ")}`);
-  }
-  return [...machines].map(([machine, own]) => ({ machine, shards: own }));
+/** Says which machines did which shards, where they are not all of one kind. */
+function noteMachines(machines: readonly MachineShards[]): void {
+  if (machines.length < 2) return;
+  note("note    the shards were made on different machines, which agree within rounding, not in every bit:");
+  for (const { machine, shards } of machines) note(`        ${machine}: shard ${shards.join(", ")}`);
 }
 
 /** Runs the command. @returns the exit code */
@@ -79,6 +78,7 @@ async function runMerge(files: readonly string[], { output, restart = false, jso
   const inputs = shards.flatMap(({ path, manifest }) => outputFiles(path, manifest.states));
   const special = target !== undefined && target !== "-" && (await checkOutput(target, inputs));
   const machines = machinesOf(shards);
+  noteMachines(machines);
   const stop = stopSignal();
   const about = { shards: shards.length, machines, output: target ?? null };
   if (states) {

@@ -6,6 +6,7 @@ import type { RunFacts } from "./journal.ts";
 import { claimPlaced, countPlaced, type FoundShard, placedLines } from "./merge.ts";
 import { openStatesFile, type StatesFile, type StatesRecord, type StatesSink } from "./resumable-states.ts";
 import type { ShardStates } from "./shard-manifest.ts";
+import { openShardFiles } from "./shard-reading.ts";
 import { readStates } from "./shard-states.ts";
 
 export interface MergedStates extends Pick<StatesFile, "counts" | "finished"> {
@@ -81,7 +82,8 @@ interface MergeStart {
 
 /**
  * The states of all shards line by line, in the order of the input. Ids that two shards use are found here, and give the
- * error that one run would have given. What is held is one line's states and a buffer a shard.
+ * error that one run would have given. What is held is one line's states, and a part of each shard that
+ * is the smaller the more there are.
  * @param start what an earlier merge did; it is read once more only from the beginning of the part where it stopped
  * @throws {StratumError} `usage/shard-changed` where a shard's files are not those of its record, `usage/bad-shard`
  */
@@ -89,7 +91,9 @@ async function* mergedStates(
   shards: readonly FoundShard[],
   { line: before, items: done, register }: MergeStart,
 ): AsyncGenerator<StatesRecord> {
-  const readings = shards.map((shard) => readStates(shard, statesOf(shard)));
+  // A shard's index, and one of its parts at a time.
+  const files = openShardFiles(2 * shards.length);
+  const readings = shards.map((shard) => readStates(files, shard, statesOf(shard)));
   let items = done;
   try {
     for (const { shard, line, end } of placedLines(shards)) {
@@ -106,6 +110,6 @@ async function* mergedStates(
     }
     for (const reading of readings) await reading.end();
   } finally {
-    for (const reading of readings) await reading.close();
+    await files.close();
   }
 }

@@ -167,6 +167,26 @@ export function countPlaced(shards: readonly FoundShard[]): number {
     .reduce((sum, { lines, blank }) => sum + lines - blank.length, 0);
 }
 
+/** Shards of machines of one kind. */
+export interface MachineShards {
+  readonly machine: string;
+  /** Their numbers, from 1. */
+  readonly shards: readonly number[];
+}
+
+/** Which machines did which shards. */
+export function machinesOf(shards: readonly Pick<FoundShard, "manifest">[]): MachineShards[] {
+  const machines = new Map<string, number[]>();
+  for (const { manifest } of shards) {
+    const { adapter, kernels } = manifest.machine;
+    const machine = `${adapter}, kernels ${kernels}`;
+    const known = machines.get(machine);
+    if (known === undefined) machines.set(machine, [manifest.shard.index]);
+    else known.push(manifest.shard.index);
+  }
+  return [...machines].map(([machine, own]) => ({ machine, shards: own }));
+}
+
 export interface PlacedRecord {
   readonly line: number;
   readonly id: Id;

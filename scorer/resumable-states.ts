@@ -28,7 +28,7 @@ export type ExtractCounts = Readonly<z.infer<typeof extractCounts>>;
 const stateSchema = z.object({
   position: positionSchema,
   out: count,
-  parts: z.array(part),
+  parts: z.array(part).readonly(),
   /** The part under way, and where its lines begin. */
   part: part.extend({ index: count }),
   /** The part under way is about to become whole. */
@@ -151,7 +151,7 @@ export async function openStatesFile(request: StatesFileRequest): Promise<States
 /** A part has its name, and the next has not begun. */
 function partEnded(writer: StatesWriter, before: StatesState): StatesState {
   const { parts, part } = writer.progress;
-  return { ...before, parts: [...parts], part: { ...part, index: before.out }, ending: false };
+  return { ...before, parts, part: { ...part, index: before.out }, ending: false };
 }
 
 /** Waits until the journal says so. */
@@ -202,7 +202,7 @@ function createSink(writer: StatesWriter, sink: LineSink<StatesState>, index: st
         counts.tokens += outcome.sequences.reduce((sum, { ids }) => sum + ids.length, 0);
       }
       const { parts, part } = writer.progress;
-      const next = { position, parts: [...parts], part: { ...part, index: partIndex }, counts };
+      const next = { position, parts, part: { ...part, index: partIndex }, counts };
       await sink.write(text, { ...next, ending: false, finishing: false });
     },
     async finish(last) {

@@ -5,7 +5,7 @@ import { dirname } from "node:path";
 import { z } from "zod";
 import { StratumError } from "../errors.ts";
 import { hashFile, syncFolder, writeFailed, writeSynced } from "../weights/durable.ts";
-import { readJsonFile } from "../weights/json.ts";
+import { readJsonFile, unreadable } from "../weights/json.ts";
 import { nonEmpty } from "../weights/schema.ts";
 import { sealed, unsealed } from "../weights/seal.ts";
 import { checkSameFacts, factsSchema, type RunFacts, rangeSchema, type WholeInput, wholeSchema } from "./journal.ts";
@@ -105,19 +105,31 @@ export function changedFile(path: string, { bytes }: ShardFile, found: string): 
 }
 
 /**
- * The record of a shard that is whole: of this run, and of an input that nobody has touched since.
- * @throws {StratumError} `usage/other-run`, `usage/bad-shard`
+ * The record of a shard that is whole: of this run, and of an input that is what it was.
+ * @throws {StratumError} `usage/other-run`, `usage/bad-shard`, `usage/no-input`, `file/unreadable`
  */
 export async function finishedShard(output: string, run: RunFacts, input: string): Promise<ShardManifest | null> {
   if (!existsSync(manifestPath(output)) || existsSync(journalPath(output))) return null;
   const manifest = await readManifest(output);
   if (outputFiles(output, manifest.states).some((file) => !existsSync(file))) return null;
   checkSameFacts(manifest.run, run, output);
-  if (JSON.stringify(manifest.input) !== JSON.stringify(await inputFacts(input))) return null;
-  return checkSizes(output, manifest).then(
-    () => manifest,
-    () => null,
+  const whole = await checkSizes(output, manifest).then(
+    () => true,
+    () => false,
   );
+  return whole && (await isSameInput(manifest, input)) ? manifest : null;
+}
+
+/** What the system says changes with a file's mode, owner or name too, and from mount to mount: then the content decides. */
+async function isSameInput({ input: before, whole }: ShardManifest, input: string): Promise<boolean> {
+  const now = await inputFacts(input);
+  if (now === null) return false;
+  if (JSON.stringify(before) === JSON.stringify(now)) return true;
+  if (now.size !== whole.bytes) return false;
+  const sha256 = await hashFile(input).catch((cause: unknown) => {
+    throw unreadable(input, cause);
+  });
+  return sha256 === whole.sha256;
 }
 
 export interface ShardRecord extends Pick<ShardManifest, "run" | "input" | "machine" | "counts" | "states"> {

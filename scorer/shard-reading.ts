@@ -1,122 +1,160 @@
-/** A shard's files from front to back, hashed on the way: what differs from the shard's record is told by their end. */
+/**
+ * The files of shards from front to back, by turns: what differs from the shards' records is told by their end. There may
+ * be more of them than the system lets a process hold open, or than there is memory for: the last few that were read are
+ * open, and all share the room for what was read ahead.
+ */
 import { createHash } from "node:crypto";
 import { type FileHandle, open } from "node:fs/promises";
 import { unreadable } from "../weights/json.ts";
-import { splitLines } from "./json-lines.ts";
 import { CHANGED, changedFile, type ShardFile } from "./shard-manifest.ts";
 
-/** Lines. */
-export interface LinesReading {
-  /**
-   * The next line, without its newline.
-   * @throws {StratumError} `usage/shard-changed` where there is none
-   */
-  next(): Promise<string>;
-  /** @throws {StratumError} `usage/shard-changed` unless that was all of it, and as it was */
-  end(): Promise<void>;
-  /** Stops before the end. */
+/** Files of shards, read one at a time. */
+export interface ShardFiles {
+  /** A reading of a file from its beginning. */
+  read(path: string, file: ShardFile): ShardReading;
   close(): Promise<void>;
 }
 
-/** Bytes. */
-export interface BytesReading {
+/** One file; each of its ways to go on throws `file/unreadable` where the system refuses. */
+export interface ShardReading {
   /** Bytes that are left. */
   readonly left: number;
+  /** The next line, without its newline. @throws {StratumError} `usage/shard-changed` where there is none */
+  line(): Promise<string>;
   /** The next `length` bytes, in a buffer of their own. @throws {StratumError} `usage/shard-changed` where there are fewer */
   take(length: number): Promise<Uint8Array<ArrayBuffer>>;
   /** Reads past them. @throws {StratumError} `usage/shard-changed` where there are fewer */
   skip(length: number): Promise<void>;
-  /** As of {@link LinesReading}; closes the file. */
+  /** @throws {StratumError} `usage/shard-changed` unless that was all of it, and as it was */
   end(): Promise<void>;
-  close(): Promise<void>;
 }
 
-/** Begins with the first line. */
-export function readLines(path: string, file: ShardFile): LinesReading {
-  const lines = splitLines(path, Number.POSITIVE_INFINITY);
-  const hash = createHash("sha256");
-  let bytes = 0;
+/** Systems allow a process 256 and more; what else it needs is some thirty. */
+const MOST_OPEN = 32;
+/** Of what all files are read ahead. */
+const AHEAD_BYTES = 2 ** 27;
+/** Of one file: reading more at once is no faster. */
+const CHUNK_BYTES = 2 ** 18;
+
+const NEWLINE = 0x0a;
+
+/** @param readings how many there are that have begun and not ended, at most */
+export function openShardFiles(readings: number): ShardFiles {
+  // The one that was used last is the last.
+  const handles = new Map<string, FileHandle>();
+
+  async function handleOf(path: string): Promise<FileHandle> {
+    const known = handles.get(path);
+    handles.delete(path);
+    for (const [other, handle] of handles) {
+      if (handles.size < MOST_OPEN) break;
+      handles.delete(other);
+      await handle.close();
+    }
+    const handle = known ?? (await open(path, "r"));
+    handles.set(path, handle);
+    return handle;
+  }
+
+  async function fill(path: string, target: Uint8Array, position: number): Promise<number> {
+    try {
+      const { bytesRead } = await (await handleOf(path)).read(target, 0, target.length, position);
+      return bytesRead;
+    } catch (cause) {
+      throw unreadable(path, cause);
+    }
+  }
+
+  const ahead = Math.max(1, Math.min(CHUNK_BYTES, Math.floor(AHEAD_BYTES / readings)));
   return {
-    async next() {
-      const { value, done } = await lines.next();
-      if (done || value.bytes === null) throw changedFile(path, file, CHANGED);
-      hash.update(value.bytes).update("\n");
-      bytes += value.bytes.length + 1;
-      return Buffer.from(value.bytes).toString("utf8");
-    },
-    async end() {
-      if (!(await lines.next()).done || bytes !== file.bytes || hash.digest("hex") !== file.sha256)
-        throw changedFile(path, file, CHANGED);
-    },
+    read: (path, file) => readFile(path, file, ahead, (target, position) => fill(path, target, position)),
     async close() {
-      await lines.return(undefined);
+      for (const handle of handles.values()) await handle.close();
+      handles.clear();
     },
   };
 }
 
-/** States of many sequences are small: what is read at once is more. */
-const CHUNK_BYTES = 2 ** 18;
-
-/** Opens a file. @throws {StratumError} `file/unreadable` */
-export async function readBytes(path: string, file: ShardFile): Promise<BytesReading> {
-  let handle: FileHandle | null = await open(path, "r").catch((cause: unknown) => {
-    throw unreadable(path, cause);
-  });
+/** @param fill fills a buffer from a position, and says how many bytes there were */
+function readFile(
+  path: string,
+  file: ShardFile,
+  ahead: number,
+  fill: (target: Uint8Array, position: number) => Promise<number>,
+): ShardReading {
   const hash = createHash("sha256");
-  const chunk = new Uint8Array(CHUNK_BYTES);
+  const chunk = Buffer.alloc(Math.max(1, Math.min(ahead, file.bytes)));
+  // What was read ahead lies in the chunk between `at` and `end`, and ends in the file at `position`.
   let [at, end, position] = [0, 0, 0];
   const left = () => file.bytes - position + end - at;
 
-  /** Fills `target` from the file itself. @returns how many bytes there were */
-  async function fill(target: Uint8Array): Promise<number> {
-    const { bytesRead = 0 } =
-      (await handle?.read(target, 0, target.length, position).catch((cause: unknown) => {
-        throw unreadable(path, cause);
-      })) ?? {};
-    hash.update(target.subarray(0, bytesRead));
-    position += bytesRead;
-    return bytesRead;
+  async function read(target: Uint8Array): Promise<number> {
+    const count = await fill(target, position);
+    hash.update(target.subarray(0, count));
+    position += count;
+    return count;
   }
 
-  async function* pieces(length: number): AsyncGenerator<Uint8Array> {
+  /** Reads ahead where nothing is. */
+  async function refill(): Promise<void> {
+    if (at < end) return;
+    [at, end] = [0, await read(chunk)];
+    if (end === 0) throw changedFile(path, file, CHANGED);
+  }
+
+  function checkLeft(length: number): void {
     if (length > left()) throw changedFile(path, file, CHANGED);
-    for (let done = 0; done < length; ) {
-      if (at === end) [at, end] = [0, await fill(chunk)];
-      if (end === 0) throw changedFile(path, file, CHANGED);
-      const piece = chunk.subarray(at, Math.min(end, at + length - done));
-      at += piece.length;
-      done += piece.length;
-      yield piece;
-    }
-  }
-
-  async function close(): Promise<void> {
-    await handle?.close();
-    handle = null;
   }
 
   return {
     get left() {
       return left();
     },
+    async line() {
+      const parts: Uint8Array[] = [];
+      for (;;) {
+        await refill();
+        const newline = chunk.subarray(0, end).indexOf(NEWLINE, at);
+        const piece = chunk.subarray(at, newline < 0 ? end : newline);
+        at += piece.length;
+        if (newline < 0) {
+          parts.push(Uint8Array.from(piece));
+          continue;
+        }
+        at++;
+        return (parts.length === 0 ? piece : Buffer.concat([...parts, piece])).toString("utf8");
+      }
+    },
     async take(length) {
-      if (length > left()) throw changedFile(path, file, CHANGED);
+      checkLeft(length);
       const bytes = new Uint8Array(length);
-      let done = 0;
-      for await (const piece of pieces(length)) {
+      for (let done = 0; done < length; ) {
+        if (at === end && length - done >= chunk.length) {
+          const count = await read(bytes.subarray(done));
+          if (count === 0) throw changedFile(path, file, CHANGED);
+          done += count;
+          continue;
+        }
+        await refill();
+        const piece = chunk.subarray(at, Math.min(end, at + length - done));
         bytes.set(piece, done);
+        at += piece.length;
         done += piece.length;
       }
       return bytes;
     },
     async skip(length) {
-      for await (const _ of pieces(length));
+      checkLeft(length);
+      for (let done = 0; done < length; ) {
+        await refill();
+        const count = Math.min(end - at, length - done);
+        at += count;
+        done += count;
+      }
     },
     async end() {
-      const more = (await fill(new Uint8Array(1))) > 0;
+      const more = (await read(new Uint8Array(1))) > 0;
       if (more || left() !== 0 || hash.digest("hex") !== file.sha256) throw changedFile(path, file, CHANGED);
-      await close();
     },
-    close,
   };
 }

@@ -5,7 +5,7 @@ import type { FoundShard } from "./merge.ts";
 import type { RankingNotes } from "./rankings.ts";
 import type { StatesRecord } from "./resumable-states.ts";
 import { CHANGED, changedFile, outputFiles, type ShardStates } from "./shard-manifest.ts";
-import { type BytesReading, readBytes, readLines } from "./shard-reading.ts";
+import type { ShardFiles, ShardReading } from "./shard-reading.ts";
 
 const id = z.union([z.string(), z.number()]);
 const sequenceSchema = z.object({
@@ -30,27 +30,23 @@ export interface StatesReading {
   pass(line: number): Promise<void>;
   /** @throws {StratumError} `usage/shard-changed` unless that was all of it, and as it was */
   end(): Promise<void>;
-  close(): Promise<void>;
 }
 
 /** @param states how they lie in the shard's files */
-export function readStates(shard: FoundShard, states: ShardStates): StatesReading {
+export function readStates(from: ShardFiles, shard: FoundShard, states: ShardStates): StatesReading {
   const { files } = shard.manifest;
   const paths = outputFiles(shard.path, states);
   const last = files.length - 1;
-  const index = readLines(paths[last], files[last]);
-  const bodies = openBodies(paths, files, Math.max(1, states.parts));
+  const index = from.read(paths[last], files[last]);
+  const bodies = readBodies(from, paths, files, Math.max(1, states.parts));
   let ahead: IndexLine | null = null;
-  let left = files[last].bytes;
   let sequences = 0;
 
   const changed = () => changedFile(paths[last], files[last], CHANGED);
 
   async function nextIndexLine(): Promise<IndexLine | null> {
-    if (left === 0) return null;
-    const text = await index.next();
-    left -= Buffer.byteLength(text) + 1;
-    const parsed = indexSchema.safeParse(parse(text));
+    if (index.left === 0) return null;
+    const parsed = indexSchema.safeParse(parse(await index.line()));
     if (!parsed.success) throw changed();
     return parsed.data;
   }
@@ -104,10 +100,6 @@ export function readStates(shard: FoundShard, states: ShardStates): StatesReadin
       await index.end();
       await bodies.end();
     },
-    async close() {
-      await index.close();
-      await bodies.close();
-    },
   };
 }
 
@@ -116,26 +108,25 @@ export function readStates(shard: FoundShard, states: ShardStates): StatesReadin
  * gaps, as the writer of states lays them. Headers are hashed and not parsed: the index says how long each sequence is,
  * and of a thousand shards they would fill the memory.
  */
-function openBodies(paths: readonly string[], files: FoundShard["manifest"]["files"], parts: number) {
+function readBodies(from: ShardFiles, paths: readonly string[], files: FoundShard["manifest"]["files"], parts: number) {
   let part = -1;
-  let open: BytesReading | null = null;
+  let open: ShardReading | null = null;
   /** Bytes of the part that were passed and are not yet read. */
   let passed = 0;
 
   const changed = () => changedFile(paths[Math.max(0, part)], files[Math.max(0, part)], CHANGED);
 
-  async function openNext(): Promise<BytesReading> {
+  async function openNext(): Promise<ShardReading> {
     if (part + 1 >= parts) throw changed();
     part++;
-    open = await readBytes(paths[part], files[part]);
+    open = from.read(paths[part], files[part]);
     await open.skip(Number(new DataView((await open.take(8)).buffer).getBigUint64(0, true)));
     return open;
   }
 
   /** @param compared an earlier merge has compared this part */
   async function endPart(compared: boolean): Promise<void> {
-    if (compared) await open?.close();
-    else {
+    if (!compared) {
       await open?.skip(passed);
       await open?.end();
     }
@@ -143,7 +134,7 @@ function openBodies(paths: readonly string[], files: FoundShard["manifest"]["fil
   }
 
   /** The part that has the next bytes. @param compared whether the one before it was compared already */
-  async function current(compared: boolean): Promise<BytesReading> {
+  async function current(compared: boolean): Promise<ShardReading> {
     if (open !== null && open.left > passed) return open;
     await endPart(compared);
     return openNext();
@@ -167,9 +158,6 @@ function openBodies(paths: readonly string[], files: FoundShard["manifest"]["fil
       if (open === null) await openNext();
       await endPart(false);
       if (part !== parts - 1) throw changed();
-    },
-    async close(): Promise<void> {
-      await open?.close();
     },
   };
 }

@@ -13,6 +13,7 @@ import { basename, dirname } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import type { WholeInput } from "./journal.ts";
 import type { LineRange } from "./json-lines.ts";
+import { createLoads } from "./least-loaded.ts";
 import { type InputPlan, journalPath } from "./resume.ts";
 
 /** A share: number `index` of `count`, counted from 1. */
@@ -66,16 +67,13 @@ export async function planShard(path: string, shard: Shard): Promise<ShardPlan> 
 async function deal(path: string, size: number, { index, count }: Shard): Promise<ShardPlan> {
   const hash = createHash("sha256");
   const runBytes = Math.max(1, Math.floor(size / (count * RUNS)));
-  const loads = new Float64Array(count);
+  const loads = createLoads(count);
   const ranges: LineRange[] = [];
   let own = 0;
   let run = { line: 1, start: 0 };
   let line = 0;
   const dealRun = (end: number) => {
-    let least = 0;
-    for (let s = 1; s < count; s++) if (loads[s] < loads[least]) least = s;
-    loads[least] += end - run.start;
-    if (least === index - 1) {
+    if (loads.give(end - run.start) === index - 1) {
       own += line - run.line + 1;
       const last = ranges.at(-1);
       if (last?.end === run.start) ranges[ranges.length - 1] = { ...last, end };

@@ -100,7 +100,8 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
   if (found !== undefined && !found.isFile()) {
     throw new StratumError("file/not-a-file", `${path} is not a regular file`, "give -o the name of a file");
   }
-  const parts: StatesPart[] = [...(begun?.progress.parts ?? [])];
+  // Given out as it is with every line, and so never changed.
+  let parts: readonly StatesPart[] = begun?.progress.parts ?? [];
   let inPart = begun?.progress.part.sequences ?? 0;
   let sequences = parts.reduce((sum, part) => sum + part.sequences, inPart);
   // Until there is a second part, the first is the file itself. None is open where the last part is whole already.
@@ -138,7 +139,7 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
     const part = { sequences: inPart, bytes: bytesInPart() };
     await writer?.finish(true);
     await guarded(() => renameIfThere(`${path}.partial`, `${target}.partial`));
-    parts.push(part);
+    parts = [...parts, part];
     inPart = 0;
     writer = null;
   }
@@ -183,7 +184,7 @@ export async function createStatesWriter(file: string, options: StatesWriterOpti
 
   return {
     get progress() {
-      return { parts: [...parts], part: { sequences: inPart, bytes: bytesInPart() } };
+      return { parts, part: { sequences: inPart, bytes: bytesInPart() } };
     },
     fits,
     async add(added) {

@@ -137,8 +137,11 @@ export function findJsonFault(text: string, maxDepth: number, keys: "unique" | "
   return null;
 }
 
-/** The index of the quote that closes the string opened at `start`; -1 where none does. */
-function endOfString(text: string, start: number): number {
+/**
+ * The index of the quote that closes the string opened at `start`; -1 where none does. A regular expression would need a
+ * stack as deep as the string is long.
+ */
+export function endOfString(text: string, start: number): number {
   for (let end = text.indexOf('"', start + 1); end >= 0; end = text.indexOf('"', end + 1)) {
     let escapes = 0;
     while (text[end - 1 - escapes] === "\\") escapes++;

@@ -1,5 +1,5 @@
 /** `rank` stopped and given again: what was done is kept, and what would make it another run is refused. */
-import { appendFileSync, existsSync, readdirSync, readFileSync, truncateSync } from "node:fs";
+import { appendFileSync, chmodSync, existsSync, readdirSync, readFileSync, truncateSync } from "node:fs";
 import { symlink } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -105,6 +105,20 @@ describe.skipIf(process.platform === "win32")("an input that is written to durin
     expect(readFileSync(path, "utf8")).toBe(more.stdout);
     expect(more.stdout.startsWith(undisturbed)).toBe(true);
   });
+});
+
+it("A shard that is whole ends at once when it is given again, whatever became of its input's mode", async () => {
+  const lists = await folder.write("shared.jsonl", readFileSync(input, "utf8").split("\n").slice(0, 8).join("\n"));
+  const output = join(folder.path, "shared.out.jsonl");
+  const share = () =>
+    stratum(["rank", lists, "--model", tiny.directory, "--layer", "1", "--shard", "2/2", "-o", output, "--json"]);
+  const first = await share();
+  expect([first.code, lastJsonLine(first.stderr)]).toMatchObject([0, { resumed: 0 }]);
+  chmodSync(lists, 0o600);
+  const again = await share();
+  expect(again.stderr).toContain("resume  shard 2/2 was done");
+  const { lists: count } = lastJsonLine(first.stderr);
+  expect([again.code, lastJsonLine(again.stderr)]).toMatchObject([0, { lists: count, resumed: count }]);
 });
 
 describe("an output", () => {

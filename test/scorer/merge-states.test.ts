@@ -12,7 +12,7 @@ import { outputFiles, writeManifest } from "../../scorer/shard-manifest.ts";
 import { manifestPath, planShard, type Shard, shardPath } from "../../scorer/shards.ts";
 import { openSafetensors } from "../../weights/safetensors.ts";
 import { sealed } from "../../weights/seal.ts";
-import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { errorCodes, FEW_FILES, type Folder, stratum, temporaryFolder } from "../support/cli.ts";
 import { failing } from "../support/failing.ts";
 import { type Contents, contents, instantsOf, layOut } from "../support/instants.ts";
 
@@ -106,7 +106,8 @@ async function extract(
 /** Extracts in shards. @returns their names */
 async function extractShards(place: string, count: number, layout: Layout = {}, text = TEXT): Promise<string[]> {
   const input = await folder.write("lines.jsonl", text);
-  for (let index = 1; index <= count; index++) await extract(input, join(place, OUT), { index, count }, layout);
+  const shards = Array.from({ length: count }, (_, i) => ({ index: i + 1, count }));
+  await Promise.all(shards.map((shard) => extract(input, join(place, OUT), shard, layout)));
   return shardFiles(join(place, OUT), [count]);
 }
 
@@ -181,6 +182,15 @@ describe("merged states", () => {
     const place = newPlace();
     await merge(await extractShards(newPlace(), 2, {}, text), join(place, OUT));
     expect(contents(place)).toEqual(await whole({}, text));
+  });
+
+  it.skipIf(process.platform === "win32")("of more shards than files can be open are one run's", async () => {
+    const place = newPlace();
+    const paths = await extractShards(newPlace(), 120);
+    const records = paths.map((path) => manifestPath(path));
+    const run = await stratum(["merge", ...records, "-o", join(place, OUT)], { below: FEW_FILES });
+    expect([run.code, errorCodes(run.stderr)]).toEqual([1, []]);
+    expect(contents(place)).toEqual(await whole());
   });
 
   it("name every machine that there was", async () => {

@@ -1,24 +1,28 @@
 /** Shards: who gets which lines, and how they come together again; without a model, a record a list. */
-import { appendFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, chmodSync, readFileSync, renameSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
+import { createLoads } from "../../scorer/least-loaded.ts";
 import { type ListLine, readLists } from "../../scorer/lists.ts";
-import { openShards, shardFiles } from "../../scorer/merge.ts";
+import { type FoundShard, machinesOf, openShards, shardFiles } from "../../scorer/merge.ts";
 import { mergedLines } from "../../scorer/merge-rankings.ts";
-import { errorRecord, toJsonLine } from "../../scorer/rankings.ts";
-import { writeManifest } from "../../scorer/shard-manifest.ts";
+import { type ErrorRecord, errorRecord, toJsonLine } from "../../scorer/rankings.ts";
+import { inputFacts } from "../../scorer/resume.ts";
+import { finishedShard, writeManifest } from "../../scorer/shard-manifest.ts";
 import {
   checkDivision,
   checkShard,
+  MOST_SHARDS,
   manifestPath,
   planShard,
   type Shard,
   shardOfEnvironment,
   shardPath,
 } from "../../scorer/shards.ts";
-import { type Folder, temporaryFolder } from "../support/cli.ts";
+import { errorCodes, FEW_FILES, type Folder, stratum, temporaryFolder } from "../support/cli.ts";
+import { failing } from "../support/failing.ts";
 
 let folder: Folder;
 beforeAll(async () => {
@@ -59,6 +63,27 @@ describe("a file's shards", () => {
       expect(Math.max(...loads) - Math.min(...loads)).toBeLessThanOrEqual(longest + text.length / (64 * count) + 1);
       expect(await planShard(path, { index: 1, count })).toEqual(plans[0]);
     }
+  });
+
+  it.each([1, 2, 3, 64, 1000])("go each to the first of those of %d that have the least", (count) => {
+    const loads = createLoads(count);
+    const simple = new Array<number>(count).fill(0);
+    for (let run = 0; run < 20 * count + 100; run++) {
+      // Few values, so that many are even.
+      const amount = Math.floor(random() * 4) + (run % 97 === 0 ? 50 : 0);
+      const least = simple.indexOf(simple.reduce((a, b) => Math.min(a, b)));
+      simple[least]! += amount;
+      expect(loads.give(amount)).toBe(least);
+    }
+  });
+
+  it("are found soon, however many there are", async () => {
+    const path = await folder.write("many.txt", "{}\n".repeat(2e6));
+    const begin = performance.now();
+    const { total } = await planShard(path, { index: 1, count: 20_000 });
+    // Going through all shards for every run takes half a minute.
+    expect(performance.now() - begin).toBeLessThan(5000);
+    expect(total).toBe(100);
   });
 
   it("are called like a checkpoint's", () => {
@@ -163,13 +188,14 @@ const record = (line: ListLine): string =>
     ? toJsonLine(errorRecord(line.id, line.error))
     : `${JSON.stringify({ id: line.id, results: [] })}\n`;
 
+const RUN = { layer: 1 };
 const MACHINE = { adapter: "a", kernels: "k" };
 
 /** Ranks shards of the text. @returns the name of the whole */
-async function rankShards(name: string, count: number, text = TEXT, run = { layer: 1 }): Promise<string> {
+async function rankShards(name: string, count: number, text = TEXT, run = RUN): Promise<string> {
   const input = await folder.write(`${name}.lists.jsonl`, text);
   const output = join(folder.path, `${name}.jsonl`);
-  for (let index = 1; index <= count; index++) {
+  const rankShard = async (index: number) => {
     const { ranges, whole } = await planShard(input, { index, count });
     const path = shardPath(output, { index, count });
     const records: string[] = [];
@@ -180,12 +206,55 @@ async function rankShards(name: string, count: number, text = TEXT, run = { laye
     }
     writeFileSync(path, records.join(""));
     await writeManifest(input, path, [path], {
-      ...{ shard: { index, count }, run, ranges, whole, input: null, machine: MACHINE, states: null },
+      ...{ shard: { index, count }, run, ranges, whole, machine: MACHINE, states: null },
+      input: await inputFacts(input),
       counts: { lists: records.length, failed },
     });
-  }
+  };
+  await Promise.all(Array.from({ length: count }, (_, i) => rankShard(i + 1)));
   return output;
 }
+
+describe("a shard that is whole", () => {
+  let input: string;
+  let path: string;
+  const finished = async (of = input) => (await finishedShard(path, RUN, of)) !== null;
+  beforeEach(async () => {
+    const output = await rankShards("whole", 2);
+    input = join(folder.path, "whole.lists.jsonl");
+    path = shardPath(output, { index: 2, count: 2 });
+  });
+
+  it.each([
+    ["has another mode", () => chmodSync(input, 0o600)],
+    ["was touched", () => utimesSync(input, 1, 1)],
+    ["was written again as it was", () => writeFileSync(input, TEXT)],
+    ["is a copy under the old name", async () => renameSync(await folder.write("copied.jsonl", TEXT), input)],
+  ])("is not done again where the input %s", async (_, change) => {
+    expect(await finished()).toBe(true);
+    const before = await inputFacts(input);
+    await change();
+    expect(await inputFacts(input)).not.toEqual(before);
+    expect(await finished()).toBe(true);
+  });
+
+  it("is not done again where the input lies elsewhere", async () => {
+    expect(await finished(await folder.write("elsewhere.jsonl", TEXT))).toBe(true);
+  });
+
+  it.each([
+    ["is longer", `${TEXT}\n`],
+    ["has other bytes", TEXT.replace("é", "è")],
+  ])("is done again where the input %s", async (_, text) => {
+    writeFileSync(input, text);
+    expect(await finished()).toBe(false);
+  });
+
+  it("is done again where its own output is cut", async () => {
+    writeFileSync(path, readFileSync(path).subarray(1));
+    expect(await finished()).toBe(false);
+  });
+});
 
 async function merge(paths: readonly string[]): Promise<{ text: string; failed: number }> {
   let text = "";
@@ -209,6 +278,68 @@ describe("merging", () => {
     }
     expect(expected).toContain("was used on line");
     expect(await merge(shardFiles(output, [count]).reverse())).toEqual({ text: expected, failed });
+  });
+
+  it.skipIf(process.platform === "win32")("takes more shards than files can be open", async () => {
+    const text = Array.from({ length: 3000 }, (_, i) => `{"id": "${"i".repeat(i % 50)}${i}", "instruction": ""}`).join(
+      "\n",
+    );
+    const output = await rankShards("open", 250, text);
+    const run = await stratum(["merge", output], { below: FEW_FILES });
+    expect([run.code, errorCodes(run.stderr)]).toEqual([1, []]);
+    const [whole] = shardFiles(await rankShards("open-whole", 1, text), [1]) as [string];
+    expect(readFileSync(output, "utf8")).toBe(readFileSync(whole, "utf8"));
+  });
+
+  it("takes ids as long as a line can have them", async () => {
+    const long = `${"\\".repeat(1001)}"${"x".repeat(17e6)}`;
+    const lists = [{ id: long }, { id: 1.5 }, { id: long }].map((list) => ({
+      ...list,
+      instruction: "a",
+      candidates: ["a"],
+    }));
+    const output = await rankShards("long", 2, lists.map((list) => JSON.stringify(list)).join("\n"));
+    const { text } = await merge(shardFiles(output, [2]));
+    const records = text.split("\n", 3).map((line) => JSON.parse(line) as ErrorRecord);
+    // What differs would be shown whole.
+    expect(records.map(({ id, error }) => [id === long, error?.code])).toEqual([
+      [true, undefined],
+      [false, undefined],
+      [true, "list/duplicate-id"],
+    ]);
+  });
+
+  it.each([
+    ["no id", '{"results":[]}'],
+    ["an id that does not end", '{"id":"a'],
+    ["an id with an escape that there is not", '{"id":"\\x","results":[]}'],
+    ["an id that is no number", '{"id":1x,"results":[]}'],
+    ["an id that is neither", '{"id":null,"results":[]}'],
+  ])("refuses a record with %s", async (name, line) => {
+    const [path] = shardFiles(await rankShards(name, 1), [1]) as [string];
+    const { length } = readFileSync(path);
+    writeFileSync(path, `${line}\n`.padEnd(length, " "));
+    await expect(merge([path])).rejects.toThrow(failing("usage/bad-shard", "the record of line 1 has no id"));
+  });
+
+  it("says which machines did which of the most shards that there can be", async () => {
+    const [path] = shardFiles(await rankShards("machines", 1), [1]) as [string];
+    const [{ manifest }] = (await openShards([path])) as [FoundShard];
+    const shards = Array.from({ length: MOST_SHARDS }, (_, i) => ({
+      manifest: {
+        ...manifest,
+        shard: { index: i + 1, count: MOST_SHARDS },
+        machine: { adapter: i % 3 === 1 ? "b" : "a", kernels: "k" },
+      },
+    }));
+    const begin = performance.now();
+    const machines = machinesOf(shards);
+    // Half a minute where each shard copies those before it.
+    expect(performance.now() - begin).toBeLessThan(2000);
+    expect(machines.map(({ machine, shards }) => [machine, shards.length, ...shards.slice(0, 3)])).toEqual([
+      ["a, kernels k", 66_667, 1, 3, 4],
+      ["b, kernels k", 33_333, 2, 5, 8],
+    ]);
   });
 
   it("wants every shard once", async () => {

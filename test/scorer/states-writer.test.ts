@@ -194,6 +194,8 @@ describe("an end before the end", () => {
       expect(files().filter((name) => !name.includes(".partial"))).toEqual([]);
       const second = await open({ partBytes, begun: { progress, tokens } });
       expect(second.progress).toEqual(progress);
+      // It is asked for with every line: parts are not copied for it.
+      expect(second.progress.parts).toBe(progress.parts);
       for (const each of all.slice(stop)) await second.add([each]);
       await second.finish();
       expect(now()).toEqual(expected);

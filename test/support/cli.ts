@@ -37,6 +37,9 @@ export interface CliOptions {
   readonly hangsMs?: number;
 }
 
+/** Below it a command has 200 files open at most: Node itself has more than a hundred while it loads modules. */
+export const FEW_FILES = ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh"] as const;
+
 /** A command that is under way. */
 export interface CliProcess {
   readonly child: ChildProcess;
