@@ -1,7 +1,7 @@
 /** Files that are whole or absent: written under a name of the process's own, synced, then renamed. */
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream, existsSync } from "node:fs";
-import { mkdir, open, readdir, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { messageOf, StratumError } from "../errors.ts";
 import { isGone } from "./process.ts";
@@ -37,7 +37,7 @@ export async function removeStale(folder: string): Promise<void> {
 export async function writeSynced(path: string, text: string | Iterable<string>): Promise<void> {
   const file = await open(path, "wx");
   try {
-    await writeFile(file, text);
+    for (const piece of typeof text === "string" ? [text] : text) await file.writeFile(piece);
     await file.sync();
   } finally {
     await file.close();

@@ -19,9 +19,11 @@ describe("mixed ranking, over and over", () => {
     expect(different).toBe(0);
     expect(live).toHaveLength(1);
     expect(gpuObjects[1]).toBe(gpuObjects[0]);
-    const [first, last] = [samples[1]!, samples.at(-1)!];
-    expect(last.objects - first.objects).toBeLessThan(LEFT);
-    if (!Number.isNaN(last.native)) expect(last.native - first.native).toBeLessThan(LEFT);
+    // Medians: a driver gives memory back in its own time, and one look may find a batch's buffers with it still.
+    const left = (of: (sample: (typeof samples)[number]) => number) =>
+      median(samples.slice(-5).map(of)) - median(samples.slice(1, 6).map(of));
+    expect(left(({ objects }) => objects)).toBeLessThan(LEFT);
+    if (!Number.isNaN(samples[0]!.native)) expect(left(({ native }) => native)).toBeLessThan(LEFT);
   });
 
   it("ranks the same over a lost device; an object of the GPU that is kept a round is told", async () => {
