@@ -309,7 +309,7 @@ const REPORT = {
 export const SCORER_TARGETS: readonly FuzzTarget[] = [
   fuzzTarget(
     "lists: changed and damaged lines",
-    12_000,
+    6000,
     [
       "ok",
       "list/bad-json",
