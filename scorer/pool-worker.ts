@@ -165,7 +165,8 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
       await pause();
     }
     await closed(worker, pool);
-    await Promise.all(saving);
+    // Only said: the results are handed in.
+    await Promise.race([Promise.all(saving), new Promise((resolve) => setTimeout(resolve, AWAY_MS).unref())]);
   } finally {
     connection.disconnect();
     await (loaded as { readonly ranker: RunRanker } | null)?.ranker[Symbol.asyncDispose]();
