@@ -1,4 +1,5 @@
 /** `stratum merge`: what shards wrote, rankings or hidden states, in the order of the input. */
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
 import { StratumError } from "../errors.ts";
 import {
@@ -44,7 +45,7 @@ export function mergeCommand(program: Command): void {
   const command = program
     .command("merge")
     .description("put the rankings or hidden states of shards together, in the order of the input")
-    .argument("<files...>", "the output that the shards were made for, or the shards' own files or records with -o")
+    .argument("<files...>", "the output that the shards were made for; or, with -o, their own files or records")
     .option("-o, --output <file>", "write there (- for stdout: rankings); states: stopped, the same command goes on")
     .addHelpText("after", EXAMPLES);
   addRestartOption(command);
@@ -64,16 +65,17 @@ function noteMachines(machines: readonly MachineShards[]): void {
 
 /** Runs the command. @returns the exit code */
 async function runMerge(files: readonly string[], { output, restart = false, json }: MergeFlags): Promise<number> {
-  const byName = files.length === 1 && output === undefined && !files[0].endsWith(manifestPath(""));
+  const [first] = files;
+  const byName = files.length === 1 && !first.endsWith(manifestPath("")) && !existsSync(manifestPath(first));
   if (!byName && output === undefined) {
     throw new StratumError(
       "usage/output",
-      `${files.length === 1 ? "a shard's record" : "several files"} and no output`,
+      `${files.length === 1 ? "one shard" : "several files"} and no output`,
       "give -o FILE, or - for stdout",
     );
   }
-  const target = byName ? files[0] : output;
-  const shards = await openShards(byName ? shardFiles(files[0], await divisions(files[0])) : files);
+  const target = output ?? first;
+  const shards = await openShards(byName ? shardFiles(first, await divisions(first)) : files);
   const states = shards[0].manifest.states !== null;
   const inputs = shards.flatMap(({ path, manifest }) => outputFiles(path, manifest.states));
   const special = target !== undefined && target !== "-" && (await checkOutput(target, inputs));

@@ -231,9 +231,11 @@ function tell({ counts }: RankOutput, { files, options, flags, stop, seconds, be
   else {
     const failed = counts.failed > 0 ? `; ${formatCount(counts.failed)} failed` : "";
     const abstained = abstains ? `; abstained from ${formatCount(counts.abstained)}` : "";
+    const pace =
+      lists > 0 ? ` in ${formatSeconds(seconds)} (${lists.toFixed(1)} lists/s, ${formatCount(tokens)} tokens/s)` : "";
     const earlier = before.lists > 0 ? `; ${counted(before.lists, "list")} by earlier runs` : "";
     note(
-      `${stopped === undefined ? "done" : "stopped"}    ${counted(counts.lists - counts.failed, "list")}, ${counted(counts.candidates, "candidate")}, ${counted(counts.tokens, "token")} in ${formatSeconds(seconds)} (${lists.toFixed(1)} lists/s, ${formatCount(tokens)} tokens/s)${abstained}${failed}${earlier}`,
+      `${stopped === undefined ? "done" : "stopped"}    ${counted(counts.lists - counts.failed, "list")}, ${counted(counts.candidates, "candidate")}, ${counted(counts.tokens, "token")}${pace}${abstained}${failed}${earlier}`,
     );
   }
   return stopped ?? (counts.failed > 0 ? EXIT.someFailed : EXIT.ok);

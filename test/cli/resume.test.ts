@@ -121,6 +121,22 @@ it("A shard that is whole ends at once when it is given again, whatever became o
   expect([again.code, lastJsonLine(again.stderr)]).toMatchObject([0, { lists: count, resumed: count }]);
 });
 
+it("Shards are merged under the name that they were made for, or another; one alone needs a name", async () => {
+  const lists = await folder.write("named.jsonl", readFileSync(input, "utf8").split("\n").slice(0, 6).join("\n"));
+  const output = join(folder.path, "named.out.jsonl");
+  const rank = (...flags: string[]) =>
+    stratum(["rank", lists, "--model", tiny.directory, "--layer", "1", "-o", output, ...flags]);
+  for (const share of ["1/2", "2/2"]) await rank("--shard", share);
+  const other = join(folder.path, "other.out.jsonl");
+  for (const words of [[output], [output, "-o", other]]) expect((await stratum(["merge", ...words])).code).toBe(0);
+  const merged = readFileSync(output, "utf8");
+  expect(readFileSync(other, "utf8")).toBe(merged);
+  expect(merged.split("\n")).toHaveLength(7);
+  const alone = await stratum(["merge", join(folder.path, "named.out-00001-of-00002.jsonl")]);
+  expect([alone.code, errorCodes(alone.stderr)]).toEqual([2, ["usage/output"]]);
+  expect(alone.stderr).toContain("one shard and no output");
+});
+
 describe("an output", () => {
   it("that another process writes is left to it", async () => {
     const busy = join(folder.path, "busy.jsonl");
