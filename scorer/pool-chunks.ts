@@ -5,8 +5,11 @@ import { type ChunkData, type ChunkDone, type ChunkResult, damaged, readDone, re
 
 export type PoolJob = Job<ChunkData, ChunkResult>;
 
+/** What a chunk's own hash says has become of it. */
+export type ChunkEnd = "absent" | "unfinished" | "done" | "failed";
+
 /** `lost`: Redis has the chunk, and no longer its place in the queue. */
-export type ChunkState = "absent" | "queued" | "done" | "failed" | "lost";
+export type ChunkState = Exclude<ChunkEnd, "unfinished"> | "queued" | "lost";
 
 /** Chunks that are asked for together. */
 const BULK = 1000;
@@ -15,11 +18,8 @@ const BULK = 1000;
  * What has become of chunks. A job's end stands in its own hash, whatever Redis has lost of BullMQ's lists: when it
  * finished, and a result unless it failed. Whether one that has not ended is queued or lost is not asked here.
  */
-export async function chunkEnds(
-  { redis, queue }: Pool,
-  jobIds: readonly string[],
-): Promise<("absent" | "unfinished" | "done" | "failed")[]> {
-  const ends: ("absent" | "unfinished" | "done" | "failed")[] = [];
+export async function chunkEnds({ redis, queue }: Pool, jobIds: readonly string[]): Promise<ChunkEnd[]> {
+  const ends: ChunkEnd[] = [];
   for (let begin = 0; begin < jobIds.length; begin += BULK) {
     const pipeline = redis.pipeline();
     const ids = jobIds.slice(begin, begin + BULK);

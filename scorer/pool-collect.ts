@@ -1,7 +1,7 @@
 /** Reads a run's results out of a pool, in the order of the input, and says how far it is. */
 import { messageOf, StratumError } from "../errors.ts";
 import { loadRun, type Pool, unlessStopped } from "./pool.ts";
-import { chunkEnds, chunkInQueue, chunkState, ofQueue, whoHasDone } from "./pool-chunks.ts";
+import { type ChunkEnd, chunkEnds, chunkInQueue, chunkState, ofQueue, whoHasDone } from "./pool-chunks.ts";
 import { type ChunkDone, damaged, type PoolRun, readChunk, readResult, recordsSetAside } from "./pool-records.ts";
 
 export interface PoolStatus {
@@ -41,7 +41,7 @@ export async function poolStatus(pool: Pool, id: string | undefined): Promise<Po
     pool,
     submitted.map(({ jobId }) => jobId),
   );
-  const count = (end: (typeof ends)[number]) => ends.filter((each) => each === end).length;
+  const count = (end: ChunkEnd) => ends.filter((each) => each === end).length;
   const done = await whoHasDone(
     pool,
     run.id,

@@ -8,7 +8,7 @@ import { hashFile } from "../weights/durable.ts";
 import type { ListItem, ListLine } from "./lists.ts";
 import { readLists } from "./lists.ts";
 import { ATTEMPTS, beginRun, ofRedis, type Pool, saveRun } from "./pool.ts";
-import { chunkEnds, chunkInQueue, chunkState, type PoolJob, saveDone } from "./pool-chunks.ts";
+import { type ChunkEnd, chunkEnds, chunkInQueue, chunkState, type PoolJob, saveDone } from "./pool-chunks.ts";
 import { type ChunkItem, makeChunk, type PoolRun, readChunk, readResult } from "./pool-records.ts";
 import { errorRecord, toJsonLine } from "./rankings.ts";
 import { inputFacts } from "./resume.ts";
@@ -161,7 +161,7 @@ function handingOver(pool: Pool, run: string) {
   }
 
   /** Whether the queue has a chunk already, so that it will be done or is. */
-  async function isThere(chunk: Chunk, end: "unfinished" | "done" | "failed"): Promise<boolean> {
+  async function isThere(chunk: Chunk, end: Exclude<ChunkEnd, "absent">): Promise<boolean> {
     const { jobId } = chunk;
     const job = await wholeChunk(chunk);
     if (job === null) return false;

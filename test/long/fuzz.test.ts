@@ -7,6 +7,7 @@ import { expect, it } from "vitest";
 import { fuzz, seedOf, tell } from "../support/fuzz/harness.ts";
 import { HUB_TARGETS } from "../support/fuzz/hub.ts";
 import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
+import { LISTS_TARGETS } from "../support/fuzz/lists.ts";
 import { MODEL_TARGETS } from "../support/fuzz/model.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
 import { POOL_TARGETS } from "../support/fuzz/pool.ts";
@@ -22,6 +23,7 @@ const TARGETS = [
   ...HUB_TARGETS,
   ...TOKENIZER_TARGETS,
   ...TEMPLATE_TARGETS,
+  ...LISTS_TARGETS,
   ...SCORER_TARGETS,
   ...ROWS_TARGETS,
   ...PARQUET_TARGETS,

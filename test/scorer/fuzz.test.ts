@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { fuzz, seedOf } from "../support/fuzz/harness.ts";
 import { JOURNAL_TARGETS } from "../support/fuzz/journals.ts";
+import { LISTS_TARGETS } from "../support/fuzz/lists.ts";
 import { PARQUET_TARGETS } from "../support/fuzz/parquet.ts";
 import { POOL_TARGETS } from "../support/fuzz/pool.ts";
 import { ROWS_TARGETS } from "../support/fuzz/rows.ts";
@@ -9,7 +10,7 @@ import { SCORER_TARGETS } from "../support/fuzz/scorer.ts";
 
 describe("hostile files", () => {
   it.each(
-    [...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS, ...JOURNAL_TARGETS, ...POOL_TARGETS].map(
+    [...LISTS_TARGETS, ...SCORER_TARGETS, ...ROWS_TARGETS, ...PARQUET_TARGETS, ...JOURNAL_TARGETS, ...POOL_TARGETS].map(
       (target) => [target.name, target] as const,
     ),
   )(

@@ -6,8 +6,6 @@ import {
   appendFileSync,
   cpSync,
   existsSync,
-  mkdirSync,
-  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -17,94 +15,30 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
-import type { Machine } from "../../scorer/journal.ts";
-import type { ListLine } from "../../scorer/lists.ts";
-import { readLists } from "../../scorer/lists.ts";
-import { openRankingsFile, type RankingsFileRequest } from "../../scorer/rankings-file.ts";
 import { sealed } from "../../weights/seal.ts";
-import { type Folder, temporaryFolder, until } from "../support/cli.ts";
+import { until } from "../support/cli.ts";
 import { failing } from "../support/failing.ts";
+import {
+  filesOf,
+  MACHINE,
+  outputOf,
+  runFolders,
+  Stopped,
+  stopAt,
+  TEXT,
+  type Work,
+  work,
+} from "../support/rankings-run.ts";
 
-const MACHINE: Machine = { adapter: "a", kernels: "k", tiles: [] };
-const LISTS = 400;
-
-let folder: Folder;
-let number = 0;
-/** Duplicates, blank lines, lines that are no lists, ids and none. */
-const TEXT = Array.from({ length: LISTS }, (_, i) => {
-  if (i % 37 === 5) return "";
-  if (i % 41 === 7) return "{";
-  const id = i % 53 === 50 ? { id: `q${i - 50}` } : i % 5 === 0 ? {} : { id: `q${i}` };
-  return JSON.stringify({ ...id, instruction: `é ${"x".repeat(i % 90)}`, candidates: ["a", "b"] });
-}).join("\n");
-
-beforeAll(async () => {
-  folder = await temporaryFolder();
-});
-afterAll(() => folder[Symbol.asyncDispose]());
-
-function place(): string {
-  const path = join(folder.path, String(number++));
-  mkdirSync(path);
-  writeFileSync(join(path, "lists.jsonl"), TEXT);
-  return path;
-}
-
-const record = (line: ListLine): string =>
-  `${JSON.stringify({ id: line.id, ...(line.kind === "error" ? { error: line.error.message } : { results: [line.line] }) })}\n`;
-
-interface Work extends Partial<Omit<RankingsFileRequest, "output" | "input">> {
-  readonly machine?: Machine;
-  /** Called behind each record. */
-  readonly each?: (records: number) => void | Promise<void>;
-  /** Called when all is done but the names. */
-  readonly last?: () => Promise<void>;
-}
-
-class Stopped extends Error {}
-
-/** Does what is left. @returns the records that were made now, and where they began */
-async function work(path: string, { machine = MACHINE, each, last, ...more }: Work = {}) {
-  const input = join(path, "lists.jsonl");
-  const file = await openRankingsFile({
-    ...{ output: join(path, "out"), input, run: { layer: 1 }, append: false, restart: false },
-    ...{ held: async () => true, plan: async () => ({ total: LISTS, ranges: null, whole: null }) },
-    ...more,
-  });
-  const began = file.resumed.state?.counts.lists ?? 0;
-  if (file.finished !== null) {
-    await file.complete();
-    return { began, made: 0, verify: false };
-  }
-  const sink = file.begin(machine);
-  let made = 0;
-  try {
-    for await (const line of readLists(input, file.resumed.read)) {
-      const { counts, base } = sink.state;
-      const next = { ...counts, lists: counts.lists + 1 };
-      await sink.write(record(line), { position: line.position!, base, counts: next, finishing: false });
-      made++;
-      await each?.(began + made);
-    }
-    await sink.finish(last);
-  } catch (cause) {
-    await sink.leave();
-    if (!(cause instanceof Stopped)) throw cause;
-  }
-  return { began, made, verify: file.resumed.verify };
-}
+const folders = runFolders();
+const { place } = folders;
 
 /** The folder as a killed process leaves it; the journal's next form may be renamed at any time. */
 const snapshot = (path: string, copy: string) =>
   cpSync(path, copy, { recursive: true, preserveTimestamps: true, filter: (file) => !file.endsWith(".next") });
 const turn = () => new Promise((resolve) => setImmediate(resolve));
-const stopAt = (records: number) => (made: number) => {
-  if (made === records) throw new Stopped();
-};
-const outputOf = (path: string) => readFileSync(join(path, "out"), "utf8");
-const filesOf = (path: string) => readdirSync(path).sort();
 
 let undisturbed: string;
 let records: number;
@@ -382,54 +316,5 @@ describe("the input", () => {
     writeFileSync(input(path), change(TEXT));
     await expect(work(path)).rejects.toThrow(expect.objectContaining({ code: "usage/other-input" }));
     expect(filesOf(path)).toContain("out.partial");
-  });
-});
-
-describe("--append", () => {
-  it("writes behind what is there, and goes on behind its own lines", async () => {
-    const path = place();
-    writeFileSync(join(path, "out"), "before\n");
-    await work(path, { append: true, each: stopAt(100) });
-    expect(outputOf(path)).toBe(`before\n${undisturbed.split("\n").slice(0, 100).join("\n")}\n`);
-    appendFileSync(join(path, "out"), "torn");
-    expect(await work(path, { append: true })).toMatchObject({ began: 100 });
-    expect(outputOf(path)).toBe(`before\n${undisturbed}`);
-    expect(filesOf(path)).toEqual(["lists.jsonl", "out"]);
-  });
-
-  it("cuts nothing off that another program appended while it started, and writes over nothing", async () => {
-    const path = place();
-    writeFileSync(join(path, "out"), "before\n");
-    // Asked before the first write, and long after the file was looked at: a model is opened meanwhile.
-    const held = async () => {
-      appendFileSync(join(path, "out"), "another's\n");
-      return true;
-    };
-    await expect(work(path, { append: true, held })).rejects.toThrow(failing("usage/output-changed"));
-    expect([outputOf(path), filesOf(path)]).toEqual(["before\nanother's\n", ["lists.jsonl", "out"]]);
-    await work(path, { append: true, each: stopAt(100) });
-    const half = outputOf(path);
-    await expect(work(path, { append: true, held })).rejects.toThrow(failing("usage/output-changed"));
-    expect(outputOf(path)).toBe(`${half}another's\n`);
-    writeFileSync(join(path, "out"), half);
-    await work(path, { append: true });
-    expect(outputOf(path)).toBe(`before\nanother's\n${undisturbed}`);
-  });
-
-  it("begun anew with --restart leaves what was there before", async () => {
-    const path = place();
-    writeFileSync(join(path, "out"), "before\n");
-    await work(path, { append: true, each: stopAt(100) });
-    expect(await work(path, { append: true, restart: true })).toMatchObject({ began: 0 });
-    expect(outputOf(path)).toBe(`before\n${undisturbed}`);
-  });
-
-  it("takes a new file, and refuses one whose last line is cut", async () => {
-    const path = place();
-    await work(path, { append: true });
-    expect(outputOf(path)).toBe(undisturbed);
-    writeFileSync(join(path, "out"), "cut");
-    await expect(work(path, { append: true })).rejects.toThrow(expect.objectContaining({ code: "usage/torn-output" }));
-    expect(outputOf(path)).toBe("cut");
   });
 });

@@ -1,4 +1,4 @@
-/** What ranking and training read: lists, scorers, weights, features, checkpoints of a training, tuned kernels, benchmarks. */
+/** What ranking and training read: scorers, weights, features, checkpoints of a training, tuned kernels, benchmarks. */
 import { createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,7 +10,6 @@ import { readTuning, tuningKey } from "../../../engine/tuner-cache.ts";
 import { matmulChoices } from "../../../kernels/matmul.ts";
 import { readCheckpoint } from "../../../scorer/checkpoint.ts";
 import { openFeatures } from "../../../scorer/features-file.ts";
-import { readLists, readSequences } from "../../../scorer/lists.ts";
 import { readReport } from "../../../scorer/report-file.ts";
 import { loadScorer } from "../../../scorer/scorer-file.ts";
 import { initialWeights, parameterCount, parameterShapes, type ScorerSpec } from "../../../scorer/scorer-spec.ts";
@@ -18,9 +17,8 @@ import { inspectWeights, loadWeights } from "../../../scorer/scorer-weights.ts";
 import { seenInstructions } from "../../../scorer/seen.ts";
 import { encodeFloats } from "../../../weights/floats.ts";
 import { DTYPE_BITS, type Dtype, tensorBytes } from "../../../weights/safetensors-header.ts";
-import { chunks, collect } from "../chunks.ts";
 import { fuzzFolder } from "./folder.ts";
-import { codeOf, type FuzzTarget, fuzzTarget, type Outcome, outcomeOf } from "./harness.ts";
+import { type FuzzTarget, fuzzTarget, outcomeOf } from "./harness.ts";
 import { changedJson, changedJsonText, damaged } from "./mutations.ts";
 
 const encoder = new TextEncoder();
@@ -28,50 +26,6 @@ const folder = fuzzFolder("scorer");
 const at = (name: string) => join(folder, name);
 const sha256 = (...parts: readonly (string | Uint8Array)[]) =>
   parts.reduce((hash, part) => hash.update(part), createHash("sha256")).digest("hex");
-
-const LISTS = [
-  {
-    id: "a",
-    instruction: "why \u00e9\ud83d\ude42?",
-    candidates: [{ text: "x", label: 1, id: "c" }, "plain", { text: "", label: true }],
-    k: [1, { z: null }],
-  },
-  {
-    id: 7,
-    messages: [
-      { role: "user", content: [{ type: "text", text: "a" }] },
-      { role: "assistant", content: "b" },
-    ],
-    candidates: ["b"],
-  },
-  { text: "only a text", extra: 1 },
-  { ids: [1, 2, 3] },
-  {},
-];
-const LIST_KEYS = ["id", "instruction", "messages", "candidates", "text", "ids", "label", "role", "content"];
-const lines = fc
-  .array(changedJsonText(LISTS, LIST_KEYS, [{ text: "t" }, ["a", "b"], [{ role: "user", content: "x" }]]), {
-    minLength: 1,
-    maxLength: 4,
-  })
-  .map((texts) => Buffer.concat(texts.flatMap((text) => [text, encoder.encode("\n")])));
-
-/** One item a line, in order, and every error is one of a line; the first one's code, or `ok`. */
-async function readAll(bytes: Uint8Array, cut: number): Promise<Outcome> {
-  const options = { maxLineBytes: 6000 };
-  let outcome = "ok";
-  for (const read of [readLists, readSequences]) {
-    let last = 0;
-    for (const item of await collect(read(chunks(bytes, [cut % (bytes.length + 1)]), options))) {
-      if (item.line <= last) throw new Error(`line ${item.line} after line ${last}`);
-      last = item.line;
-      if (item.kind !== "error") continue;
-      if (!item.error.code.startsWith("list/")) throw item.error;
-      if (outcome === "ok") outcome = codeOf(item.error);
-    }
-  }
-  return outcome;
-}
 
 interface Part {
   readonly name: string;
@@ -307,21 +261,6 @@ const REPORT = {
 };
 
 export const SCORER_TARGETS: readonly FuzzTarget[] = [
-  fuzzTarget(
-    "lists: changed and damaged lines",
-    6000,
-    [
-      "ok",
-      "list/bad-json",
-      "list/bad-shape",
-      "list/bad-utf8",
-      "list/no-candidates",
-      "list/duplicate-id",
-      "list/too-long",
-    ],
-    fc.tuple(lines, fc.nat(500)),
-    ([bytes, cut]) => readAll(bytes, cut),
-  ),
   fuzzTarget(
     "features: other parts, types, sizes and values",
     2000,
