@@ -8,7 +8,17 @@ import { hostname } from "node:os";
 import { WaitingError, Worker } from "bullmq";
 import { messageOf, StratumError } from "../errors.ts";
 import type { ListLine } from "./lists.ts";
-import { connect, DEATHS, loadRun, ofRedis, type Pool, QUEUE_PREFIX, unlessStopped, withoutPassword } from "./pool.ts";
+import {
+  connect,
+  DEATHS,
+  loadRun,
+  ofRedis,
+  type Pool,
+  QUEUE_PREFIX,
+  SHORTAGES,
+  unlessStopped,
+  withoutPassword,
+} from "./pool.ts";
 import { type PoolJob, saveDone } from "./pool-chunks.ts";
 import { type ChunkData, type ChunkDone, type ChunkResult, type PoolRun, packText, readChunk } from "./pool-records.ts";
 import type { Ranker } from "./rank.ts";
@@ -107,7 +117,7 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
       // A device that is gone does not come back; the chunk is tried elsewhere.
       broken(cause);
       // Short memory is no failure of the chunk's, until it has been to many.
-      if (cause.code === "memory/out-of-memory" && job.attemptsStarted < DEATHS) return await giveBack(job, token);
+      if (cause.code === "memory/out-of-memory" && job.attemptsStarted < SHORTAGES) return await giveBack(job, token);
       throw cause;
     } finally {
       release();
@@ -140,7 +150,7 @@ export async function work(pool: Pool, options: WorkerOptions): Promise<void> {
     concurrency: 2,
     lockDuration: stalledMs,
     stalledInterval: stalledMs,
-    maxStalledCount: DEATHS - 1,
+    maxStalledCount: DEATHS,
   });
   const told = new Set<string>();
   worker.on("error", (error) => {

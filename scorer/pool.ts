@@ -18,8 +18,13 @@ export interface PoolAddress {
 
 /** How often a chunk is tried before it is set aside. */
 export const ATTEMPTS = 3;
-/** The worker's death that is a chunk's failure: it has been there too often. */
-export const DEATHS = 5;
+/**
+ * How many workers a chunk may see die. A death is rarely the chunk's doing: one that is fetched, or whose model is being
+ * loaded, is there too, and what one worker leaves the next one takes first. Machines may come and go as they like.
+ */
+export const DEATHS = 20;
+/** How many workers may have no memory for a chunk. */
+export const SHORTAGES = 5;
 const PREFIX = "stratum";
 
 export interface Pool extends AsyncDisposable {

@@ -1,8 +1,9 @@
 /** What a pool makes of its queue, whatever befalls it: with workers that need no model. Needs redis-server. */
 import { renameSync } from "node:fs";
+import { Worker } from "bullmq";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
-import { openPool, type Pool } from "../../scorer/pool.ts";
+import { openPool, type Pool, QUEUE_PREFIX } from "../../scorer/pool.ts";
 import { poolRuns, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
 import { work } from "../../scorer/pool-worker.ts";
@@ -65,6 +66,24 @@ describe("a chunk that fails", () => {
     await expect(poolStatus(pool, undefined)).rejects.toThrow(failing("queue/no-run"));
   });
 
+  it("is none that twenty workers have died of: whatever they had is done by the next one", async () => {
+    const { pool, submit } = await placeOf("deaths", linesOf(12));
+    await using _ = pool;
+    const { run } = await submit();
+    const job = await chunkOf(pool, run.id, 0);
+    await pool.redis.hset(pool.queue.toKey(job), "stc", "19");
+    // A worker that has fetched it, and is gone.
+    const died = new Worker(pool.address.name, null, {
+      ...{ connection: pool.redis.duplicate({ maxRetriesPerRequest: null }), prefix: QUEUE_PREFIX },
+    });
+    expect((await died.getNextJob("token"))?.id).toBe(job);
+    await pool.redis.del(`${pool.queue.toKey(job)}:lock`);
+    await died.close(true);
+    await drain(pool, fakeRanker(), { stalledMs: 500 });
+    expect(await pool.redis.hget(pool.queue.toKey(job), "stc")).toBe("20");
+    expect(await collectedIds(pool, run.id)).toEqual(idsOf(12));
+  });
+
   it("is retried once by two that submit it at the same time, with its deaths forgotten", async () => {
     const { pool, submit } = await placeOf("twice", linesOf(12));
     await using _ = pool;
@@ -122,10 +141,10 @@ describe("a chunk that fails", () => {
     const done: unknown[] = [];
     const still = fakeRanker(async () => {
       const begin = performance.now();
-      while (performance.now() - begin < 1500) {}
-      await new Promise((resolve) => setTimeout(resolve, 1000));
+      while (performance.now() - begin < 700) {}
+      await new Promise((resolve) => setTimeout(resolve, 400));
     });
-    const options = { stalledMs: 600, onTrouble: (text: string) => troubles.push(text), onChunk: () => done.push(1) };
+    const options = { stalledMs: 300, onTrouble: (text: string) => troubles.push(text), onChunk: () => done.push(1) };
     await drain(pool, still, options);
     const { done: count, setAside } = await poolStatus(pool, run.id);
     expect([count, count + setAside]).toEqual([done.length, 1]);
