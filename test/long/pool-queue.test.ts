@@ -1,32 +1,22 @@
 /** What a pool makes of its queue, whatever befalls it: with workers that need no model. Needs redis-server. */
 import { renameSync } from "node:fs";
 import { Worker } from "bullmq";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { StratumError } from "../../errors.ts";
 import { openPool, type Pool, QUEUE_PREFIX } from "../../scorer/pool.ts";
 import { poolRuns, poolStatus, removeRun } from "../../scorer/pool-collect.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
 import { work } from "../../scorer/pool-worker.ts";
-import { type Folder, temporaryFolder } from "../support/cli.ts";
 import { failing } from "../support/failing.ts";
-import { collectedIds, drain, fakeRanker, idsOf, linesOf, RUN, recordsOf } from "../support/pool.ts";
-import { type RedisServer, startRedis } from "../support/redis.ts";
+import { collectedIds, drain, fakeRanker, idsOf, linesOf, RUN, recordsOf, redisAndFolder } from "../support/pool.ts";
+import { startRedis } from "../support/redis.ts";
 
-let redis: RedisServer;
-let folder: Folder;
-beforeAll(async () => {
-  redis = await startRedis();
-  folder = await temporaryFolder();
-});
-afterAll(async () => {
-  await folder[Symbol.asyncDispose]();
-  await redis[Symbol.asyncDispose]();
-});
+const place = redisAndFolder();
 
 /** A pool of a name of its own, and lists that can be submitted to it again and again. */
 async function placeOf(name: string, lines: readonly string[], chunkBytes = 150) {
-  const path = await folder.write(`${name}.jsonl`, lines.join("\n"));
-  const pool = await openPool({ url: redis.url, name });
+  const path = await place.folder.write(`${name}.jsonl`, lines.join("\n"));
+  const pool = await openPool({ url: place.redis.url, name });
   return { path, pool, submit: () => submitLists(pool, { path, run: RUN, scorer: null, chunkBytes }) };
 }
 
@@ -194,7 +184,7 @@ describe("a run that is submitted, ranked and collected at the same time", () =>
   it("is told to be another where its file is replaced between its hash and its lists", async () => {
     const { path, pool, submit } = await placeOf("replaced", linesOf(12));
     await using _ = pool;
-    const other = await folder.write("replacement.jsonl", linesOf(30).join("\n"));
+    const other = await place.folder.write("replacement.jsonl", linesOf(30).join("\n"));
     const { hsetnx } = pool.redis;
     pool.redis.hsetnx = ((...words: Parameters<typeof hsetnx>) => {
       renameSync(other, path);
@@ -313,7 +303,7 @@ describe("what Redis has lost", () => {
 describe("a Redis without memory", () => {
   it("is told, and fails no chunk", async () => {
     await using own = await startRedis();
-    const path = await folder.write("full.jsonl", linesOf(60).join("\n"));
+    const path = await place.folder.write("full.jsonl", linesOf(60).join("\n"));
     await using pool = await openPool({ url: own.url, name: "full" });
     const request = { path, run: RUN, scorer: null, chunkBytes: 60 };
     const { run } = await submitLists(pool, request);

@@ -1,41 +1,22 @@
 /** A pool over a Redis of its own, with workers that are killed. Needs redis-server, and minutes. */
 import { readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { seededRandom } from "../../kernels/random.ts";
 import { openPool } from "../../scorer/pool.ts";
 import { poolStatus } from "../../scorer/pool-collect.ts";
 import { submitLists } from "../../scorer/pool-submit.ts";
 import type { RankingRecord } from "../../scorer/rankings.ts";
 import { withLock } from "../../weights/lock.ts";
-import {
-  type CliProcess,
-  errorCodes,
-  type Folder,
-  jsonLines,
-  lastJsonLine,
-  startStratum,
-  stratum,
-  temporaryFolder,
-  until,
-} from "../support/cli.ts";
-import { drain, RUN } from "../support/pool.ts";
-import { type RedisServer, startRedis } from "../support/redis.ts";
+import { type CliProcess, errorCodes, jsonLines, lastJsonLine, startStratum, stratum, until } from "../support/cli.ts";
+import { drain, RUN, redisAndFolder } from "../support/pool.ts";
+import { startRedis } from "../support/redis.ts";
 import { writeTinyLists } from "../support/tiny-lists.ts";
 
 const LONG = { hangsMs: 600_000 };
 const LONG_TEST = { timeout: 600_000 };
 
-let redis: RedisServer;
-let folder: Folder;
-beforeAll(async () => {
-  redis = await startRedis();
-  folder = await temporaryFolder();
-});
-afterAll(async () => {
-  await folder[Symbol.asyncDispose]();
-  await redis[Symbol.asyncDispose]();
-});
+const place = redisAndFolder();
 
 describe("a Redis that goes away", () => {
   it("is told by those that wait for it, and a signal ends them", LONG_TEST, async () => {
@@ -105,18 +86,18 @@ describe("the commands", () => {
   it(`${KILLS} random kills of ${WORKERS} workers end in the bytes of an undisturbed run`, {
     timeout: 3_600_000,
   }, async () => {
-    const input = join(folder.path, "lists.jsonl");
+    const input = join(place.folder.path, "lists.jsonl");
     await writeTinyLists(input, LISTS);
-    const [out, whole] = [join(folder.path, "out.jsonl"), join(folder.path, "whole.jsonl")];
+    const [out, whole] = [join(place.folder.path, "out.jsonl"), join(place.folder.path, "whole.jsonl")];
     const layer = ["--layer", "2"];
     expect((await stratum(["rank", input, ...layer, "-o", whole], LONG)).code).toBe(1);
-    const queue = ["--queue", redis.url, "--name", "kills"];
+    const queue = ["--queue", place.redis.url, "--name", "kills"];
     const submitted = await stratum(["submit", input, ...layer, ...queue, "--chunk-kib", "2"]);
     expect(submitted.code).toBe(0);
 
     const start = () => startStratum(["worker", ...queue, "--stalled-after", "3", "--json"], LONG);
     const workers: CliProcess[] = Array.from({ length: WORKERS }, start);
-    await using pool = await openPool({ url: redis.url, name: "kills" });
+    await using pool = await openPool({ url: place.redis.url, name: "kills" });
     const random = seededRandom(Date.now() % 2 ** 31);
     for (let kill = 0; kill < KILLS; kill++) {
       const { done } = await poolStatus(pool, undefined);
@@ -139,10 +120,10 @@ describe("the commands", () => {
   });
 
   it("workers of two adapters do one run, and it is said which did what", LONG_TEST, async () => {
-    const input = join(folder.path, "mixed.jsonl");
+    const input = join(place.folder.path, "mixed.jsonl");
     await writeTinyLists(input, 300);
-    const [out, whole] = [join(folder.path, "mixed-out.jsonl"), join(folder.path, "mixed-whole.jsonl")];
-    const queue = ["--queue", redis.url, "--name", "mixed"];
+    const [out, whole] = [join(place.folder.path, "mixed-out.jsonl"), join(place.folder.path, "mixed-whole.jsonl")];
+    const queue = ["--queue", place.redis.url, "--name", "mixed"];
     const layer = ["--layer", "1"];
     expect((await stratum(["submit", input, ...layer, ...queue, "--chunk-kib", "1"])).code).toBe(0);
     // Where the system has no adapter of its own, both are the embedded one.
@@ -167,13 +148,13 @@ describe("the commands", () => {
   });
 
   it("collect leaves an output to the run that writes it, though it was stopped, and its log likewise", async () => {
-    const path = await folder.write("owned.jsonl", '{"id": 1, "instruction": "q", "candidates": ["a"]}\n');
-    await using pool = await openPool({ url: redis.url, name: "owned" });
+    const path = await place.folder.write("owned.jsonl", '{"id": 1, "instruction": "q", "candidates": ["a"]}\n');
+    await using pool = await openPool({ url: place.redis.url, name: "owned" });
     await submitLists(pool, { path, run: RUN, scorer: null });
     await drain(pool);
-    const [out, log] = [join(folder.path, "owned-out.jsonl"), join(folder.path, "owned-log.jsonl")];
+    const [out, log] = [join(place.folder.path, "owned-out.jsonl"), join(place.folder.path, "owned-log.jsonl")];
     const collect = () =>
-      stratum(["collect", "--queue", redis.url, "--name", "owned", "-o", out, "--chunks", log, "--remove"]);
+      stratum(["collect", "--queue", place.redis.url, "--name", "owned", "-o", out, "--chunks", log, "--remove"]);
     for (const file of [out, log]) {
       const busy = await withLock(`${file}.journal.lock`, collect);
       expect([busy.code, errorCodes(busy.stderr)]).toEqual([2, ["usage/in-use"]]);
@@ -185,13 +166,13 @@ describe("the commands", () => {
     }
     expect((await collect()).code).toBe(0);
     expect(jsonLines(readFileSync(out, "utf8")).map(({ id }) => id)).toEqual([1]);
-    expect(readdirSync(folder.path).filter((name) => name.startsWith("owned-"))).toEqual(
+    expect(readdirSync(place.folder.path).filter((name) => name.startsWith("owned-"))).toEqual(
       [log, out].map((file) => basename(file)),
     );
   });
 
   it("no pool and no Redis are told", async () => {
-    const empty = await stratum(["collect", "--queue", redis.url, "--name", "empty", "--status"]);
+    const empty = await stratum(["collect", "--queue", place.redis.url, "--name", "empty", "--status"]);
     expect([empty.code, errorCodes(empty.stderr)]).toEqual([3, ["queue/no-run"]]);
     const away = await stratum(["collect", "--queue", "redis://127.0.0.1:1", "--status"]);
     expect([away.code, errorCodes(away.stderr)]).toEqual([3, ["queue/unreachable"]]);
@@ -212,11 +193,11 @@ describe("the commands", () => {
   });
 
   it("a Redis that wants another password says so", async () => {
-    await using pool = await openPool({ url: redis.url, name: "password" });
+    await using pool = await openPool({ url: place.redis.url, name: "password" });
     await pool.redis.config("SET", "requirepass", "right");
     try {
       for (const user of ["", ":wrong@"]) {
-        const url = redis.url.replace("//", `//${user}`);
+        const url = place.redis.url.replace("//", `//${user}`);
         const { code, stderr } = await stratum(["collect", "--queue", url, "--status"]);
         expect([code, errorCodes(stderr)]).toEqual([3, ["queue/refused"]]);
         expect(stderr).toMatch(/NOAUTH|WRONGPASS/);
@@ -231,9 +212,9 @@ describe("the commands", () => {
     "a scorer that Redis lost, or has another of, is refused and put back by submitting again",
     LONG_TEST,
     async () => {
-      const input = join(folder.path, "scored.jsonl");
+      const input = join(place.folder.path, "scored.jsonl");
       await writeTinyLists(input, 20);
-      const labelled = await folder.write(
+      const labelled = await place.folder.write(
         "labelled.jsonl",
         Array.from({ length: 12 }, (_, i) =>
           JSON.stringify({
@@ -242,13 +223,13 @@ describe("the commands", () => {
           }),
         ).join("\n"),
       );
-      const scorer = join(folder.path, "scorer");
+      const scorer = join(place.folder.path, "scorer");
       expect((await stratum(["train", labelled, "-o", scorer, "--epochs", "1"], LONG)).code).toBe(0);
-      const queue = ["--queue", redis.url, "--name", "scorer"];
+      const queue = ["--queue", place.redis.url, "--name", "scorer"];
       const submit = () => stratum(["submit", input, "--scorer", scorer, ...queue, "--json"], LONG);
       const drain = () => stratum(["worker", ...queue, "--drain"], LONG);
       const run = JSON.parse((await submit()).stdout) as { id: string };
-      await using pool = await openPool({ url: redis.url, name: "scorer" });
+      await using pool = await openPool({ url: place.redis.url, name: "scorer" });
       const key = pool.key("run", run.id, "scorer");
       const refused = async () => {
         const { code, stderr } = await drain();
@@ -262,7 +243,7 @@ describe("the commands", () => {
       await refused();
       expect((await submit()).code).toBe(0);
       expect((await drain()).code).toBe(0);
-      const [out, whole] = [join(folder.path, "scored-out.jsonl"), join(folder.path, "scored-whole.jsonl")];
+      const [out, whole] = [join(place.folder.path, "scored-out.jsonl"), join(place.folder.path, "scored-whole.jsonl")];
       const collected = await stratum(["collect", ...queue, "-o", out], LONG);
       const ranked = await stratum(["rank", input, "--scorer", scorer, "-o", whole], LONG);
       expect(collected.code).toBe(ranked.code);

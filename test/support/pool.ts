@@ -1,10 +1,26 @@
 /** Pools whose workers need no model. */
+import { afterAll, beforeAll } from "vitest";
 import type { Pool } from "../../scorer/pool.ts";
 import { collectChunks } from "../../scorer/pool-collect.ts";
 import type { PoolRun } from "../../scorer/pool-records.ts";
 import { type WorkerOptions, work } from "../../scorer/pool-worker.ts";
 import type { Ranker } from "../../scorer/rank.ts";
-import { jsonLines } from "./cli.ts";
+import { type Folder, jsonLines, temporaryFolder } from "./cli.ts";
+import { type RedisServer, startRedis } from "./redis.ts";
+
+/** A Redis and a folder for a file of tests, which they are gone with. */
+export function redisAndFolder(): { readonly redis: RedisServer; readonly folder: Folder } {
+  const place = {} as { redis: RedisServer; folder: Folder };
+  beforeAll(async () => {
+    place.redis = await startRedis();
+    place.folder = await temporaryFolder();
+  });
+  afterAll(async () => {
+    await place.folder[Symbol.asyncDispose]();
+    await place.redis[Symbol.asyncDispose]();
+  });
+  return place;
+}
 
 /** What is submitted beside lists. */
 export const RUN: Omit<PoolRun, "id" | "lists" | "chunks"> = {
